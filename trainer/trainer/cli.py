@@ -1,0 +1,97 @@
+"""The command `trainer`. Nothing heavy is imported until a job needs it, so that `--help` answers at once."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from trainer.errors import UserError
+
+
+def main() -> None:
+    """Entry point of the `trainer` command."""
+    arguments, rest = _parser().parse_known_args()
+    if rest and arguments.command != "fit":
+        _parser().error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        sys.exit(arguments.run(arguments, rest))
+    except UserError as error:
+        print(f"trainer: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trainer", description=sys.modules["trainer"].__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fit = commands.add_parser(
+        "fit",
+        allow_abbrev=False,
+        help="train a LightningModule, test its best checkpoint, log all of it as one MLflow run",
+        epilog="Every other argument goes to the LightningCLI: `--config FILE`, `--trainer.max_epochs 3`, "
+        "`--model.init_args.lr 0.01`, `--print_config`, `--model.help CLASS`.",
+    )
+    fit.add_argument(
+        "--accelerator",
+        default=os.environ.get("ACCELERATOR") or "auto",
+        help="auto, nvidia or cpu (default: $ACCELERATOR)",
+    )
+    fit.add_argument(
+        "--devices",
+        default=os.environ.get("DEVICES") or "auto",
+        help="number of workers, or auto: every GPU, or one on CPU",
+    )
+    fit.add_argument("--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)")
+    fit.add_argument("--name", help="the job's name (default: the configuration file's)")
+    fit.set_defaults(run=_fit)
+
+    data = commands.add_parser("data", help="download and sort a dataset")
+    datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    food11 = datasets.add_parser("food11", help="Food-11: 16,643 photographs in 11 classes")
+    food11.add_argument("--archive", type=Path, help="a zip that you have already, instead of the download")
+    food11.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
+    food11.set_defaults(run=_data_food11)
+
+    server = commands.add_parser("server", help="the embedded MLflow server: SQLite and local files, no Docker")
+    server.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000))
+    mode = server.add_mutually_exclusive_group()
+    mode.add_argument("--detach", action="store_true", help="start it in the background, unless it answers already")
+    mode.add_argument("--stop", action="store_true", help="stop the one that --detach started")
+    server.set_defaults(run=_server)
+    return parser
+
+
+def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from trainer.launch import devices, launcher
+
+    if any(word.startswith("--print_config") or word.split("=")[0].endswith(".help") for word in rest):
+        os.execv(sys.executable, [sys.executable, "-m", "trainer.app", *rest])
+    name = arguments.name or _config_name(rest) or "fit"
+    picked = devices.pick(arguments.accelerator, arguments.devices)
+    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment)
+
+
+def _config_name(words: list[str]) -> str | None:
+    """The name of the last configuration file on the command line, without folder and ending."""
+    files = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    files += [after for word, after in zip(words, words[1:], strict=False) if word in ("--config", "-c")]
+    return Path(files[-1]).stem if files else None
+
+
+def _data_food11(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from trainer.vision.food11_download import prepare_food11
+
+    prepare_food11(arguments.archive, arguments.to)
+    return 0
+
+
+def _server(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from trainer import embedded_server as server
+
+    if arguments.detach:
+        return server.detach(arguments.port)
+    if arguments.stop:
+        return server.stop()
+    return server.serve(arguments.port)

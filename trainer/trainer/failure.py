@@ -1,0 +1,38 @@
+"""How a failed rank tells launch, which outlives it, what went wrong: one file for each rank."""
+
+import json
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended one rank."""
+
+    rank: int
+    line: str
+    """One line for the terminal."""
+    user_error: bool
+    """Whether the user can mend it: then the line alone says all."""
+    time: float
+    """Seconds since the epoch; the first failure is the cause, later ones may follow from it."""
+
+
+def write(folder: Path, rank: int, error: BaseException) -> None:
+    """Write `rank-N.json` and, with the traceback, `rank-N.txt`."""
+    folder.mkdir(exist_ok=True)
+    user_error = isinstance(error, UserError)
+    line = " ".join(str(error).split()) if user_error else " ".join(traceback.format_exception_only(error)[-1].split())
+    failure = Failure(rank, line, user_error, time.time())
+    (folder / f"rank-{rank}.txt").write_text("".join(traceback.format_exception(error)))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(asdict(failure)))
+
+
+def first(folder: Path) -> Failure | None:
+    """The earliest failure that any rank wrote; a user's mistake before any error that may follow from it."""
+    failures = [Failure(**json.loads(file.read_text())) for file in folder.glob("rank-*.json")]
+    return min(failures, key=lambda failure: (not failure.user_error, failure.time), default=None)

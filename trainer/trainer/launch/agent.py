@@ -1,0 +1,47 @@
+"""The torchrun agent of one node, started by launch in a process of its own: `python -m trainer.launch.agent`.
+
+It is `torch.distributed.run` with a quiet end: each worker has left its failure in the job's folder (failure.py), so
+torchrun's own report, a page of it, would only hide the one line that matters.
+"""
+
+import json
+import logging
+import os
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from trainer.process import die_with_parent
+
+
+def main() -> int:
+    """Run the workers to their end.
+
+    Args (command line): the launch process's pid, a file for the report, then torchrun's own arguments.
+
+    Returns:
+        0, 1 where a worker failed, or 128 + the signal that ended the agent.
+    """
+    parent, report, *arguments = sys.argv[1:]
+    die_with_parent(int(parent))
+    for name in ("torch.distributed.elastic", "torch.distributed.run"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        with open(report, "w") as file:
+            json.dump({"rank": rank, "exit_code": failure.exitcode, "signal": failure.signal_name()}, file)
+        return 1
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Leave without the interpreter's teardown: the workers are gone and nothing else is to be kept.
+    os._exit(status)

@@ -1,0 +1,112 @@
+"""A training job from its command to its end: one run, one status, one exit code."""
+
+import os
+import re
+import secrets
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import provenance
+from trainer.errors import UserError
+from trainer.lab import lab_dir
+from trainer.launch.devices import Devices
+from trainer.launch.workers import Ending, Workers
+from trainer.tracking import server
+from trainer.tracking.job import Job
+
+if TYPE_CHECKING:
+    from trainer.launch.run import JobRun
+
+POLL_SECONDS = 0.2
+LAST_DELIVERY_SECONDS = 300.0
+"""How long the end of a job waits for a tracking server that is away."""
+
+
+def launch(name: str, arguments: list[str], devices: Devices, experiment: str | None) -> int:
+    """Run one training job and return its exit code.
+
+    Args:
+        name: The job's name; runs are named after it.
+        arguments: What the workers get: `["fit", …]`.
+        devices: What the job runs on.
+        experiment: MLflow experiment; by default the job's name.
+
+    Returns:
+        0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 143 or 130 for KILLED by SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: The job cannot be started.
+    """
+    start = time.monotonic()
+    uri = server.tracking_uri()
+    server.wait_for(uri)
+    job = _new_job(name)
+    _say(f"{job.run_name} on {devices}")
+    workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
+    workers.forward_signals()
+    # Imported while the workers import theirs: MLflow takes seconds to load.
+    from trainer.launch.run import JobRun
+
+    run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd()), _say)
+    while workers.running():
+        if run.found():
+            _say(f"run {job.run_name}: {run.url}")
+        time.sleep(POLL_SECONDS)
+    run.found()
+    ending = workers.ending()
+    delivered = run.close(ending, LAST_DELIVERY_SECONDS)
+    _summarise(job, run, ending, time.monotonic() - start)
+    if not delivered:
+        _say(f"error: the tracking server at {uri} did not answer; what it has not got is kept in {job.folder}")
+        return ending.exit_code or 1
+    return ending.exit_code
+
+
+def _new_job(name: str) -> Job:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise UserError(
+            f"the job's name {name!r} may have letters, digits, '.', '_' and '-' only; give one with --name"
+        )
+    attempt = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = lab_dir() / "state" / name / attempt
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; set LAB_DIR to a folder of yours") from None
+    return Job(folder)
+
+
+def _worker_environment(uri: str, name: str, experiment: str | None, devices: Devices) -> dict[str, str]:
+    threads = max(1, len(os.sched_getaffinity(0)) // devices.count)
+    return {
+        "ACCELERATOR": devices.accelerator,
+        "MLFLOW_TRACKING_URI": f"job+{uri}",
+        "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own
+        "MLFLOW_EXPERIMENT_NAME": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name,
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # launch prints the URL that the user can open
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+
+
+def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
+    if ending.error is not None:
+        _say(f"error: {ending.error}")
+        if not ending.user_error:
+            _say(f"tracebacks and logs of the ranks: {job.failures} {job.logs}")
+    if run.url is None:
+        return
+    latest = run.latest_metrics()
+    facts = [run.status_name]
+    if "best_epoch" in latest:
+        facts.append(f"best epoch {int(latest['best_epoch']) + 1}")
+    facts += [f"{key} {value:.4g}" for key, value in sorted(latest.items()) if key.startswith("test_")]
+    facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
+    _say(", ".join(facts))
+    _say(run.url)
+
+
+def _say(line: str) -> None:
+    print(f"trainer: {line}", file=sys.stderr, flush=True)

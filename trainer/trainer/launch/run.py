@@ -1,0 +1,68 @@
+"""The MLflow run of a job as launch sees it: found when a worker opens it, fed while the job lives, closed truly."""
+
+import signal
+from collections.abc import Callable
+
+from mlflow.entities import RunStatus, RunTag
+
+from trainer.launch.system_metrics import SystemMetrics
+from trainer.launch.workers import Ending
+from trainer.tracking import server, spool
+from trainer.tracking.delivery import Delivery
+from trainer.tracking.job import Job
+from trainer.tracking.store import record_of
+
+
+class JobRun:
+    """A job's one run.
+
+    Args:
+        job: Whose run.
+        uri: http(s) URL of the MLflow server.
+        provenance: Tags that say what the run was made from.
+        say: Called with a line for the user.
+    """
+
+    def __init__(self, job: Job, uri: str, provenance: dict[str, str], say: Callable[[str], None]) -> None:
+        self._job = job
+        self._provenance = provenance
+        self._say = say
+        self._delivery = Delivery(job, uri, say)
+        self._system_metrics: SystemMetrics | None = None
+        self.url: str | None = None
+        """Where the user can open the run; None while nobody has opened one."""
+        self.status_name = "RUNNING"
+
+    def found(self) -> bool:
+        """True once, at the first call after a worker has opened the run; recording starts with it.
+
+        A job that fails before it has anything to record, at a typo say, thus leaves no run behind.
+        """
+        if self.url is not None or (record := self._job.run_record()) is None:
+            return False
+        self.url = server.run_url(record.experiment_id, record.run_id)
+        tags = [RunTag(key, value) for key, value in self._provenance.items()]
+        spool.append(self._job.spool, record_of(record.run_id, [], [], tags))
+        self._delivery.start()
+        self._system_metrics = SystemMetrics(self._job, self._say)
+        self._system_metrics.start()
+        return True
+
+    def close(self, ending: Ending, patience: float) -> bool:
+        """Deliver everything and set the status; False if the server could not be reached for `patience` seconds."""
+        if self._system_metrics is None:
+            return True
+        self._system_metrics.close()
+        status = _status(ending)
+        delivered = self._delivery.close(status, patience)
+        self.status_name = RunStatus.to_string(status)
+        return delivered
+
+    def latest_metrics(self) -> dict[str, float]:
+        return self._delivery.latest
+
+
+def _status(ending: Ending) -> int:
+    if ending.killed_by in (signal.SIGTERM, signal.SIGINT):
+        return RunStatus.KILLED
+    return RunStatus.FINISHED if ending.error is None else RunStatus.FAILED

@@ -1,0 +1,113 @@
+"""Starts the workers of this node through torchrun's agent, forwards signals to them, and says how they ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+from trainer import failure
+from trainer.launch.devices import Devices
+from trainer.tracking.job import JOB_DIR_VARIABLE, Job
+
+GRACE_SECONDS = 20.0
+"""From the first signal to SIGKILL; less than the stop_grace_period in docker-compose.yml."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job's workers ended."""
+
+    killed_by: signal.Signals | None = None
+    """The signal that launch itself got, or None."""
+    error: str | None = None
+    """One line, where a worker failed."""
+    user_error: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        if self.killed_by is not None:
+            return 128 + self.killed_by
+        return 0 if self.error is None else 2 if self.user_error else 1
+
+
+class Workers:
+    """The workers of one job on this node.
+
+    Args:
+        job: Whose folder the workers share with launch.
+        arguments: What follows `python -m trainer.worker`.
+        devices: One worker is started on each.
+        environment: Added to this process's own.
+    """
+
+    def __init__(self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str]) -> None:
+        self._job = job
+        self._report = job.folder / "agent.json"
+        self._killed_by: signal.Signals | None = None
+        self._deadline: float | None = None
+        # Local rank 0 has the terminal, so that a progress bar is live; the others print into files.
+        quiet_ranks = ",".join(f"{rank}:3" for rank in range(1, devices.count)) or "0:0"
+        torchrun = [
+            "--standalone",
+            f"--nproc-per-node={devices.count}",
+            f"--redirects={quiet_ranks}",
+            f"--log-dir={job.logs}",
+            "--module",
+            "trainer.worker",
+            *arguments,
+        ]
+        # A session of its own: a Ctrl-C in the terminal reaches launch alone, which passes it on once.
+        self._agent = subprocess.Popen(
+            [sys.executable, "-m", "trainer.launch.agent", str(os.getpid()), str(self._report), *torchrun],
+            env={**os.environ, **environment, JOB_DIR_VARIABLE: str(job.folder)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def forward_signals(self) -> None:
+        """From here on SIGTERM and SIGINT end the workers; a second one ends them at once."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._killed_by is None:
+            self._killed_by = signal.Signals(number)
+            self._deadline = time.monotonic() + GRACE_SECONDS
+            self._agent.send_signal(signal.SIGTERM)
+        else:
+            self._deadline = time.monotonic()
+
+    def running(self) -> bool:
+        """Whether any is; past the grace period after a signal, all are killed."""
+        if self._agent.poll() is not None:
+            return False
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            # The workers ask the kernel to die with the agent (process.py).
+            self._agent.kill()
+        return True
+
+    def ending(self) -> Ending:
+        """How they ended; only after `running()` has said False."""
+        code = self._agent.wait()
+        if self._killed_by is not None:
+            return Ending(killed_by=self._killed_by)
+        if code == 0:
+            return Ending()
+        if cause := failure.first(self._job.failures):
+            where = "" if cause.user_error else f"rank {cause.rank}: "
+            return Ending(error=where + cause.line, user_error=cause.user_error)
+        return Ending(error=self._unexplained(code))
+
+    def _unexplained(self, code: int) -> str:
+        """A worker that could not say why: killed, or crashed below Python."""
+        if not self._report.exists():
+            return f"the torchrun agent ended with exit code {code}"
+        report = json.loads(self._report.read_text())
+        if report["exit_code"] < 0:
+            hint = "; SIGKILL often means out of memory (see `dmesg`)" if report["exit_code"] == -signal.SIGKILL else ""
+            return f"rank {report['rank']} was ended by {report['signal']}{hint}"
+        return f"rank {report['rank']} ended with exit code {report['exit_code']}"

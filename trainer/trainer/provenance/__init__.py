@@ -1,0 +1,17 @@
+"""What a run was made from: the repository, the environment, the hardware. Read once, before training starts."""
+
+from pathlib import Path
+
+from trainer.provenance.environment import environment_tags
+from trainer.provenance.hardware import hardware_tags
+from trainer.provenance.repository import repository_tags
+
+
+def tags(command: list[str], folder: Path) -> dict[str, str]:
+    """Everything that is known before training starts, as tags of the run.
+
+    Args:
+        command: The command that the user typed, as words.
+        folder: Where it was typed; the git repository around it is the one recorded.
+    """
+    return {**repository_tags(folder), **environment_tags(command), **hardware_tags()}

@@ -1,0 +1,86 @@
+"""What the app may write to its run. On ranks other than 0 the job's store is null, so every rank calls the same."""
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlflow
+import torch
+
+MODEL_NAME = "model"
+
+
+@contextmanager
+def run() -> Iterator[None]:
+    """The job's one run as MLflow's active run, so that autolog joins it."""
+    mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    with mlflow.start_run():
+        yield
+
+
+def log_config(config: dict[str, Any], text: str) -> None:
+    """Log a resolved configuration: every value as a param under its dotted name, and the whole as config.yaml."""
+    params = list(_flat(config).items())
+    for start in range(0, len(params), 100):  # as many as one request may carry
+        mlflow.log_params(dict(params[start : start + 100]))
+    mlflow.log_text(text, "config.yaml")
+
+
+def log_params(params: dict[str, Any]) -> None:
+    mlflow.log_params(params)
+
+
+def log_metrics(metrics: dict[str, float]) -> None:
+    mlflow.log_metrics(metrics)
+
+
+def log_model(model: torch.nn.Module, example: torch.Tensor) -> str:
+    """Log a model so that `mlflow.pytorch.load_model` needs none of the code it was written in.
+
+    Args:
+        model: In eval mode, on the CPU. Its forward takes one tensor.
+        example: Input of `model`, any batch size >= 1.
+
+    Returns:
+        The format it was logged in: "pt2" (torch.export), or "pickle" where the model cannot be exported; a pickled
+        model does need its code to be loaded.
+    """
+    example = example.detach().cpu()
+    if len(example) == 1:  # torch.export takes a batch of one for a constant
+        example = torch.cat([example, example])
+    with torch.no_grad():
+        signature = mlflow.models.infer_signature(example.numpy(), model(example).numpy())
+    arguments = {
+        "name": MODEL_NAME,
+        "signature": signature,
+        "input_example": example.numpy(),
+        # Given, because MLflow would find them by loading the model in another process for 8 seconds.
+        "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
+    }
+    # Tried before, since a log_model that fails leaves a failed logged model behind.
+    serialization_format = "pt2" if _exports(model, example) else "pickle"
+    mlflow.pytorch.log_model(model, serialization_format=serialization_format, **arguments)
+    return serialization_format
+
+
+def _exports(model: torch.nn.Module, example: torch.Tensor) -> bool:
+    try:
+        torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+    except Exception:  # export raises whatever the model's code does under tracing
+        return False
+    return True
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested dictionaries and lists as dotted names; an entry with a class_path goes under its class's name."""
+    if isinstance(value, dict) and value:
+        if "class_path" in value:
+            name = f"{name}.{value['class_path'].rsplit('.', 1)[-1]}" if name[-1:].isdigit() else name
+        items = [(f"{name}.{key}" if name else str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        items = [(f"{name}.{index}", entry) for index, entry in enumerate(value)]
+    else:
+        return {name: str(value)}
+    return {key: text for item in items for key, text in _flat(item[1], item[0]).items()}

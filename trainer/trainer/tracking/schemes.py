@@ -1,0 +1,8 @@
+"""The URI schemes that lead what a worker writes through its job; pyproject.toml registers them with MLflow."""
+
+JOB_SCHEME = "job+"
+"""Before the real server's URL: the job's tracking store (store.py)."""
+JOB_ARTIFACTS = "job:"
+"""Before the real artifact URI: the job's artifact repository (artifacts.py)."""
+NULL_ARTIFACTS = "null:/"
+"""The artifact URI of everything on ranks other than 0."""

@@ -1,0 +1,71 @@
+"""Which MLflow server a job talks to, and whether it answers."""
+
+import os
+import time
+import urllib.error
+import urllib.request
+
+from trainer.errors import UserError
+
+DEFAULT_URI = "http://127.0.0.1:8000"
+PATIENCE_SECONDS = 20.0
+
+
+def tracking_uri() -> str:
+    """The server's URL from `MLFLOW_TRACKING_URI`, or the embedded server's.
+
+    Raises:
+        UserError: The variable is set to something other than an http(s) URL.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    if not uri.startswith(("http://", "https://")):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri} is not the http(s) URL of an MLflow server; "
+            f"start one with `trainer server --detach` and use {DEFAULT_URI}"
+        )
+    return uri.rstrip("/")
+
+
+def ui_uri() -> str:
+    """The server's URL as the user's browser reaches it, for printing only (`MLFLOW_UI_URL`)."""
+    return (os.environ.get("MLFLOW_UI_URL") or tracking_uri()).rstrip("/")
+
+
+def run_url(experiment_id: str, run_id: str) -> str:
+    return f"{ui_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def answers(uri: str, timeout: float = 5.0) -> bool:
+    """Whether an MLflow server answers at `uri` now.
+
+    Raises:
+        UserError: Something answers there, but it is no MLflow server, or it refuses this host name.
+    """
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=timeout) as response:
+            healthy = response.read(16).strip() == b"OK"
+    except urllib.error.HTTPError as error:
+        if error.code in (502, 503, 504):  # a proxy whose server is still starting
+            return False
+        raise UserError(f"{uri} answers with {error}, so it is no MLflow server; check MLFLOW_TRACKING_URI") from None
+    except (OSError, ValueError):
+        return False
+    if not healthy:
+        raise UserError(f"what answers at {uri} is no MLflow server; check MLFLOW_TRACKING_URI")
+    return True
+
+
+def wait_for(uri: str, patience: float = PATIENCE_SECONDS) -> None:
+    """Return once an MLflow server answers at `uri`.
+
+    Raises:
+        UserError: None did within `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while not answers(uri):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"no MLflow server answers at {uri}; start one with `trainer server --detach` "
+                "(in Docker: `docker compose up -d mlflow`) or set MLFLOW_TRACKING_URI"
+            )
+        time.sleep(0.5)

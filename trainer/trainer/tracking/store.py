@@ -1,0 +1,214 @@
+"""The job's own tracking store: what `MLFLOW_TRACKING_URI=job+http://…` means inside a worker.
+
+On global rank 0, writes go to the job's spool and return at once, asking for a run gives the job's one run, whoever
+asks, and a status is left to launch; reads go to the server. On every other rank the store is null.
+Both are registered through MLflow's plugin entry point `mlflow.tracking_store`; nothing in MLflow is patched.
+"""
+
+import os
+from functools import partial
+from typing import Any
+
+from mlflow.entities import (
+    Experiment,
+    LifecycleStage,
+    LoggedModel,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunData,
+    RunInfo,
+    RunStatus,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric, _validate_param, _validate_tag
+
+from trainer.tracking import spool
+from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, NULL_ARTIFACTS
+
+SYSTEM_METRICS = "system/"
+
+
+def job_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
+    """Build the store for this process (the entry point that MLflow calls).
+
+    Args:
+        store_uri: `job+http://…` or `job+https://…`: the real server's URL behind the scheme `job+`.
+        artifact_uri: Part of MLflow's plugin signature; a REST server decides where artifacts go.
+    """
+    server_uri = store_uri.removeprefix(JOB_SCHEME)
+    if int(os.environ.get("RANK", "0")) == 0:
+        return JobStore(server_uri, Job.of_this_process())
+    return NullStore(server_uri)
+
+
+class JobStore(RestStore):
+    """Global rank 0: the one writer of the job's one run."""
+
+    def __init__(self, server_uri: str, job: Job) -> None:
+        super().__init__(partial(get_default_host_creds, server_uri))
+        self._job = job
+        self._params: dict[tuple[str, str], str] = {}
+
+    def create_run(
+        self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], run_name: str | None
+    ) -> Run:
+        """Return the job's one run; the first call creates it, in the experiment that was asked for."""
+        with self._job.run_lock():
+            record = self._job.run_record()
+            if record is None:
+                # K: a seeded process draws the same random name every time, so the job brings its own.
+                run = super().create_run(experiment_id, user_id, start_time, tags, run_name or self._job.run_name)
+                self._job.write_run_record(
+                    RunRecord(
+                        run_id=run.info.run_id,
+                        experiment_id=run.info.experiment_id,
+                        experiment=self.get_experiment(run.info.experiment_id).name,
+                        name=run.info.run_name,
+                        artifact_uri=run.info.artifact_uri,
+                        start_time=run.info.start_time,
+                        user_id=run.info.user_id,
+                    )
+                )
+                return _through_job(run)
+        return self.get_run(record.run_id)
+
+    def get_run(self, run_id: str) -> Run:
+        return _through_job(super().get_run(run_id))
+
+    def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> RunInfo:
+        """Keep a new name; leave the status to launch, which outlives a killed rank (E)."""
+        record = self._job.run_record()
+        if record is None or record.run_id != run_id:  # some other run, of which the script is the owner
+            return super().update_run_info(run_id, run_status, end_time, run_name)
+        if run_name:
+            self.set_tag(run_id, RunTag(MLFLOW_RUN_NAME, run_name))
+        artifact_uri = JOB_ARTIFACTS + record.artifact_uri
+        return _run_info(run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
+
+    def delete_run(self, run_id: str) -> None:
+        raise MlflowException("a training job cannot delete its own run; delete it in the UI", INVALID_PARAMETER_VALUE)
+
+    def log_batch(self, run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        """Append to the spool. Invalid values are refused here, as the server would, before anything is kept."""
+        # Launch samples the machine for every job; a script's own sampler would double each point.
+        metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
+        _validate_batch_log_limits(metrics, params, tags)
+        for metric in metrics:
+            _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
+        for tag in tags:
+            _validate_tag(tag.key, tag.value)
+        for param in params:
+            _validate_param(param.key, param.value)
+            known = self._params.get((run_id, param.key), param.value)
+            if known != param.value:
+                raise MlflowException(
+                    f"param {param.key!r} of run {run_id} is {known!r} already and cannot become {param.value!r}",
+                    INVALID_PARAMETER_VALUE,
+                )
+        if metrics or params or tags:
+            spool.append(self._job.spool, record_of(run_id, metrics, params, tags))
+        self._params.update({(run_id, param.key): param.value for param in params})
+
+    def log_metric(self, run_id: str, metric: Metric) -> None:
+        self.log_batch(run_id, [metric], [], [])
+
+    def log_param(self, run_id: str, param: Param) -> None:
+        self.log_batch(run_id, [], [param], [])
+
+    def set_tag(self, run_id: str, tag: RunTag) -> None:
+        self.log_batch(run_id, [], [], [tag])
+
+    # Logged models: their ids come from the server, so these calls stay synchronous; only the place where their
+    # files go is led through the job.
+
+    def create_logged_model(self, *args: Any, **kwargs: Any) -> LoggedModel:
+        return _model_through_job(super().create_logged_model(*args, **kwargs))
+
+    def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
+        return _model_through_job(super().get_logged_model(model_id, allow_deleted))
+
+    def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
+        return _model_through_job(super().finalize_logged_model(model_id, status))
+
+
+class NullStore(RestStore):
+    """Every rank but global 0: writes vanish, what is asked for is made up, no write reaches the network."""
+
+    def __init__(self, server_uri: str) -> None:
+        super().__init__(partial(get_default_host_creds, server_uri))
+
+    def create_experiment(self, *args: Any, **kwargs: Any) -> str:
+        return "0"
+
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        return Experiment(experiment_id, "null", NULL_ARTIFACTS, LifecycleStage.ACTIVE)
+
+    def get_experiment_by_name(self, experiment_name: str) -> Experiment:
+        return Experiment("0", experiment_name, NULL_ARTIFACTS, LifecycleStage.ACTIVE)
+
+    def create_run(self, experiment_id: str, user_id: str, start_time: int, *args: Any, **kwargs: Any) -> Run:
+        return self.get_run("0" * 32)
+
+    def get_run(self, run_id: str) -> Run:
+        return Run(_run_info(run_id, "0", NULL_ARTIFACTS, 0, ""), RunData())
+
+    def update_run_info(self, run_id: str, *args: Any, **kwargs: Any) -> RunInfo:
+        return self.get_run(run_id).info
+
+    def create_logged_model(self, *args: Any, **kwargs: Any) -> LoggedModel:
+        return self.get_logged_model("m-" + "0" * 32)
+
+    def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
+        return LoggedModel("0", model_id, "null", NULL_ARTIFACTS, 0, 0)
+
+    def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
+        return self.get_logged_model(model_id)
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    log_batch = log_metric = log_param = set_tag = delete_tag = _nothing
+    delete_run = restore_run = set_experiment_tag = log_inputs = log_outputs = record_logged_model = _nothing
+    log_logged_model_params = set_logged_model_tags = delete_logged_model_tag = delete_logged_model = _nothing
+
+
+def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> spool.Record:
+    """One `log_batch` as a spool record: dictionaries of plain values under the entities' own argument names."""
+    return {
+        "run_id": run_id,
+        "metrics": [dict(metric) for metric in metrics],
+        "params": [dict(param) for param in params],
+        "tags": [dict(tag) for tag in tags],
+    }
+
+
+def _run_info(run_id: str, experiment_id: str, artifact_uri: str, start_time: int, user_id: str) -> RunInfo:
+    return RunInfo(
+        run_id=run_id,
+        experiment_id=experiment_id,
+        user_id=user_id,
+        status=RunStatus.to_string(RunStatus.RUNNING),
+        start_time=start_time,
+        end_time=None,
+        lifecycle_stage=LifecycleStage.ACTIVE,
+        artifact_uri=artifact_uri,
+    )
+
+
+def _through_job(run: Run) -> Run:
+    """The same run with its artifacts led through the job: `mlflow-artifacts:` refuses any tracking URI but http."""
+    run.info._artifact_uri = JOB_ARTIFACTS + run.info.artifact_uri
+    return run
+
+
+def _model_through_job(model: LoggedModel) -> LoggedModel:
+    model._artifact_location = JOB_ARTIFACTS + model.artifact_location
+    return model

@@ -1,0 +1,84 @@
+"""What torchrun starts on each rank: `python -m trainer.worker fit …`.
+
+Global rank 0 turns MLflow's autologging on; the store behind `MLFLOW_TRACKING_URI` is null on every other rank
+(tracking/store.py). Whatever ends a rank is left in the job's folder for launch, which outlives it.
+"""
+
+import logging
+import os
+import sys
+import warnings
+
+from trainer import failure
+from trainer.errors import UserError
+from trainer.process import die_with_parent
+from trainer.tracking.job import Job
+
+
+def main() -> int:
+    """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
+    die_with_parent(os.getppid())
+    kind, *arguments = sys.argv[1:]
+    sys.argv = sys.argv[:1]  # LightningCLI warns where a command line stands beside the arguments it is given
+    assert kind == "fit", f"unknown kind of job: {kind}"
+    job, rank = Job.of_this_process(), int(os.environ["RANK"])
+    try:
+        _quieten()
+        _require_accelerator()
+        if rank == 0:
+            _autolog()
+        from trainer.app import fit
+
+        fit(arguments, job)
+    except UserError as error:
+        failure.write(job.failures, rank, error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        failure.write(job.failures, rank, error)
+        return 1
+    return 0
+
+
+def _require_accelerator() -> None:
+    """Never train on the CPU where a GPU was asked for: NVML may see one that CUDA cannot use."""
+    if os.environ["ACCELERATOR"] != "nvidia":
+        return
+    import torch
+
+    if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+        raise UserError(
+            f"CUDA can use {torch.cuda.device_count()} GPU(s) here, {os.environ['LOCAL_WORLD_SIZE']} wanted; check the "
+            "driver with `nvidia-smi`, or train on the CPU with ACCELERATOR=cpu"
+        )
+
+
+def _autolog() -> None:
+    import mlflow
+
+    # The app logs the best model itself, once; autolog would pickle the last one and upload each better checkpoint.
+    mlflow.pytorch.autolog(log_models=False, checkpoint=False)
+
+
+def _quieten() -> None:
+    """Keep what a user can act on; drop advice that is not true under this launcher."""
+    for pattern in (
+        r".*does not have many workers.*",  # digits: the images are smaller than the cost of a worker
+        r".*number of training batches .* is smaller than the logging interval.*",
+        r".*Autologging is known to be compatible.*",  # torch 2.14 with mlflow 3.17: tested here
+        r".*isinstance\(treespec, LeafSpec\).*",  # deprecation inside Lightning, not the user's code
+        r".*barrier\(\): using the device under current context.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "mlflow.tracking.fluent"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.autologging_utils").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank that failed must not wait in a destructor for the others (F).
+    os._exit(status)
