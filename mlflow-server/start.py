@@ -32,7 +32,8 @@ PATIENCE = 60  # seconds that a backend may take to answer
 
 def main() -> None:
     hosts, origins = allowed(os.environ.get("ALLOWED_HOSTS", ""))
-    uri = f"postgresql://{DATABASE}:{secret('postgres_password')}@{POSTGRES}/{DATABASE}"
+    # The driver is named, because SQLAlchemy's choice for plain `postgresql` has changed between its releases.
+    uri = f"postgresql+psycopg2://{DATABASE}:{secret('postgres_password')}@{POSTGRES}/{DATABASE}"
     os.environ["AWS_ACCESS_KEY_ID"] = secret("access_key")
     os.environ["AWS_SECRET_ACCESS_KEY"] = secret("secret_key")
 

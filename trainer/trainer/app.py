@@ -99,14 +99,15 @@ def _fit_and_test(cli: TrainingCLI) -> None:
     trainer, model = cli.trainer, cli.model
     trainer.fit(model, datamodule=cli.datamodule)
     checkpoint = cli.best.best_model_path
-    client.log_metrics(_outcome(cli))
+    outcome = _outcome(cli)
+    client.log_metrics(outcome)
     if is_overridden("test_step", model):
         # ours is trusted: this very job wrote it
         trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=False)
     elif trainer.is_global_zero:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])
     if trainer.is_global_zero:
-        _log_best_model(model)
+        _log_best_model(model, int(outcome["best_epoch"]))
 
 
 def _early_stopping(trainer: Trainer) -> dict[str, Any]:
@@ -130,14 +131,14 @@ def _outcome(cli: TrainingCLI) -> dict[str, float]:
     return outcome
 
 
-def _log_best_model(model: LightningModule) -> None:
+def _log_best_model(model: LightningModule, epoch: int) -> None:
     """Log the module that the best checkpoint has just been loaded into."""
     example = model.example_input_array
     if not isinstance(example, torch.Tensor):
         print("no model is logged: the module sets no `example_input_array` (one tensor), which its signature needs")
         return
     model.trainer = None
-    if client.log_model(model.cpu().eval(), example) == "pickle":
+    if client.log_model(model.cpu().eval(), example, epoch) == "pickle":
         print("the model is logged as a pickle, since torch.export cannot export it: loading it needs its code")
 
 

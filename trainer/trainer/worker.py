@@ -71,7 +71,9 @@ def _quieten() -> None:
         r".*barrier\(\): using the device under current context.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "mlflow.tracking.fluent"):
+    import lightning.pytorch  # noqa: F401 - its import sets the levels that are set here
+
+    for name in ("lightning.pytorch", "lightning.fabric", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.autologging_utils").setLevel(logging.ERROR)
 

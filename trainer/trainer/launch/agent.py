@@ -26,8 +26,7 @@ def main() -> int:
     """
     parent, report, *arguments = sys.argv[1:]
     die_with_parent(int(parent))
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

@@ -51,9 +51,13 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     from trainer.launch.run import JobRun
 
     run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd()), _say)
+    stopping = False
     while workers.running():
         if run.found():
             _say(f"run {job.run_name}: {run.url}")
+        if workers.killed_by and not stopping:
+            stopping = True
+            _say(f"{workers.killed_by.name}: ending the job (once more to end it at once)")
         time.sleep(POLL_SECONDS)
     run.found()
     ending = workers.ending()

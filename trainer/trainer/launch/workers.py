@@ -13,8 +13,9 @@ from trainer import failure
 from trainer.launch.devices import Devices
 from trainer.tracking.job import JOB_DIR_VARIABLE, Job
 
-GRACE_SECONDS = 20.0
-"""From the first signal to SIGKILL; less than the stop_grace_period in docker-compose.yml."""
+GRACE_SECONDS = 8.0
+"""From the first signal to SIGKILL. Short, since Lightning 2.6.6 broadcasts inside its SIGTERM handler and two ranks
+hang in it until then; what they wrote is on disk, and the last checkpoint is of the last epoch, not of the signal."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Workers:
     def __init__(self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str]) -> None:
         self._job = job
         self._report = job.folder / "agent.json"
-        self._killed_by: signal.Signals | None = None
+        self.killed_by: signal.Signals | None = None
+        """The signal that ends the job, once launch has got one."""
         self._deadline: float | None = None
         # Local rank 0 has the terminal, so that a progress bar is live; the others print into files.
         quiet_ranks = ",".join(f"{rank}:3" for rank in range(1, devices.count)) or "0:0"
@@ -74,8 +76,8 @@ class Workers:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._killed_by is None:
-            self._killed_by = signal.Signals(number)
+        if self.killed_by is None:
+            self.killed_by = signal.Signals(number)
             self._deadline = time.monotonic() + GRACE_SECONDS
             self._agent.send_signal(signal.SIGTERM)
         else:
@@ -93,8 +95,8 @@ class Workers:
     def ending(self) -> Ending:
         """How they ended; only after `running()` has said False."""
         code = self._agent.wait()
-        if self._killed_by is not None:
-            return Ending(killed_by=self._killed_by)
+        if self.killed_by is not None:
+            return Ending(killed_by=self.killed_by)
         if code == 0:
             return Ending()
         if cause := failure.first(self._job.failures):

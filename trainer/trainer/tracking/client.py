@@ -36,12 +36,13 @@ def log_metrics(metrics: dict[str, float]) -> None:
     mlflow.log_metrics(metrics)
 
 
-def log_model(model: torch.nn.Module, example: torch.Tensor) -> str:
+def log_model(model: torch.nn.Module, example: torch.Tensor, step: int) -> str:
     """Log a model so that `mlflow.pytorch.load_model` needs none of the code it was written in.
 
     Args:
         model: In eval mode, on the CPU. Its forward takes one tensor.
         example: Input of `model`, any batch size >= 1.
+        step: Where on the run's x-axis the model stands; MLflow shows the metrics of that step as the model's.
 
     Returns:
         The format it was logged in: "pt2" (torch.export), or "pickle" where the model cannot be exported; a pickled
@@ -54,6 +55,7 @@ def log_model(model: torch.nn.Module, example: torch.Tensor) -> str:
         signature = mlflow.models.infer_signature(example.numpy(), model(example).numpy())
     arguments = {
         "name": MODEL_NAME,
+        "step": step,
         "signature": signature,
         "input_example": example.numpy(),
         # Given, because MLflow would find them by loading the model in another process for 8 seconds.

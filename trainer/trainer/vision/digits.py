@@ -23,7 +23,7 @@ class DigitsDataModule(ImageDataModule):
         root: str | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
-        image_size: int = 32,
+        image_size: int = 16,
         mean: Sequence[float] = (0.305, 0.305, 0.305),
         std: Sequence[float] = (0.376, 0.376, 0.376),
         hflip: float = 0.0,

@@ -1,0 +1,64 @@
+"""The real `trainer` command and what it left on a real MLflow server, as the tests see them."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+PROJECT = Path(__file__).parents[1]
+TRAINER = str(Path(sys.executable).with_name("trainer"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab folder and the MLflow server that its jobs report to."""
+
+    folder: Path
+    uri: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LAB_DIR": str(self.folder), "MLFLOW_TRACKING_URI": self.uri, "ACCELERATOR": "cpu"}
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `trainer …`, its output in one pipe."""
+        return subprocess.Popen(
+            [TRAINER, *words],
+            cwd=PROJECT,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `trainer …` to its end."""
+        process = self.start(*words, **environment)
+        output, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess([TRAINER, *words], process.returncode, output)
+
+    def runs(self, experiment: str) -> list[Run]:
+        found = self.client.get_experiment_by_name(experiment)
+        return [] if found is None else list(self.client.search_runs([found.experiment_id]))
+
+    def only_run(self, experiment: str) -> Run:
+        (run,) = self.runs(experiment)
+        return run
+
+    def points(self, run: Run, key: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, key)]

@@ -1,0 +1,114 @@
+"""Delivery of a job's spool to a real server, through refusals and outages."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import PROJECT, TRAINER, Lab, free_port
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from trainer.tracking import spool
+from trainer.tracking.delivery import Delivery
+from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.store import record_of
+
+
+@pytest.fixture(autouse=True)
+def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, os.environ.get(name, "7" if "RETRIES" in name else "120"))
+
+
+def job_with_run(lab: Lab, folder: Path) -> Job:
+    client = lab.client
+    found = client.get_experiment_by_name("delivery")
+    experiment = found.experiment_id if found else client.create_experiment("delivery")
+    info = client.create_run(experiment).info
+    job = Job(folder)
+    job.write_run_record(
+        RunRecord(info.run_id, experiment, "delivery", "r", info.artifact_uri, info.start_time, info.user_id)
+    )
+    return job
+
+
+def points(first: int, last: int) -> list[Metric]:
+    return [Metric("loss", float(step), 1_000 + step, step) for step in range(first, last)]
+
+
+def test_everything_arrives_once_and_in_order(lab: Lab, tmp_path: Path) -> None:
+    """Guards: batches over the server's limits (1000 values, 100 params), NaN, and a status set before the data."""
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    for start in range(0, 3000, 500):
+        spool.append(job.spool, record_of(run_id, points(start, start + 500), [], []))
+    spool.append(job.spool, record_of(run_id, [Metric("bad", float("nan"), 1, 0)], [], []))
+    for start in range(0, 150, 50):
+        params = [Param(f"p{number}", "x") for number in range(start, start + 50)]
+        spool.append(job.spool, record_of(run_id, [], params, [RunTag("t", str(start))]))
+    delivery = Delivery(job, lab.uri, print)
+    delivery.start()
+    assert delivery.close(RunStatus.FINISHED, patience=30)
+    run = lab.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert lab.points(run, "loss") == [(step, float(step)) for step in range(3000)]
+    assert len(run.data.params) == 150 and run.data.tags["t"] == "100"
+    assert run.data.metrics["bad"] != run.data.metrics["bad"]
+
+
+def test_a_refused_record_is_set_aside_and_holds_up_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Guards: the server answers 400 to the whole batch when one param changes, and all behind it waits forever."""
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    spool.append(job.spool, record_of(run_id, points(0, 2), [Param("lr", "1"), Param("kept", "1")], []))
+    spool.append(job.spool, record_of(run_id, points(2, 3), [Param("lr", "2"), Param("also", "1")], []))
+    with open(job.spool, "ab") as file:
+        file.write(b"no record at all\n")
+    spool.append(job.spool, record_of(run_id, points(3, 4), [], []))
+    said: list[str] = []
+    assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
+    run = lab.client.get_run(run_id)
+    assert [step for step, _ in lab.points(run, "loss")] == [0, 1, 2, 3]
+    assert run.data.params == {"lr": "1", "kept": "1", "also": "1"}
+    refused = (tmp_path / "refused.jsonl").read_text()
+    assert '"lr"' in refused and "no record at all" in refused
+    assert len(said) == 2 and all(str(tmp_path) in line for line in said)
+
+
+def test_an_outage_delays_and_loses_nothing(tmp_path: Path, until: Callable[..., None]) -> None:
+    """Guards: delivery that stops for good, drops a batch or repeats one when the server is away for a while."""
+    port = free_port()
+    lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
+    assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
+    try:
+        job = job_with_run(lab, tmp_path)
+        run_id = job.run_record().run_id
+        said: list[str] = []
+        delivery = Delivery(job, lab.uri, said.append)
+        delivery.start()
+        spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
+        until(lambda: "loss" in delivery.latest)
+        lab.run("server", "--stop")
+        spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
+        until(lambda: any("does not answer" in line for line in said))
+        subprocess.run(
+            [TRAINER, "server", "--detach", "--port", str(port)], cwd=PROJECT, env=lab.environment, check=True
+        )
+        assert delivery.close(RunStatus.FINISHED, patience=60)
+        assert any("is back" in line for line in said) and len(said) == 2
+        assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(10))
+    finally:
+        lab.run("server", "--stop")
+
+
+def test_a_server_that_stays_away_is_said_and_the_spool_kept(tmp_path: Path) -> None:
+    """Guards: a job that claims FINISHED, or hangs, when its server never comes back."""
+    job = Job(tmp_path)
+    job.write_run_record(RunRecord("0" * 32, "0", "x", "x", "mlflow-artifacts:/", 0, ""))
+    spool.append(job.spool, record_of("0" * 32, points(0, 5), [], []))
+    start = time.monotonic()
+    assert not Delivery(job, f"http://127.0.0.1:{free_port()}", print).close(RunStatus.FINISHED, patience=2)
+    assert time.monotonic() - start < 30
+    assert job.spool.stat().st_size > 0 and not (tmp_path / "spool.offset").exists()

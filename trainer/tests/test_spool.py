@@ -1,0 +1,76 @@
+"""The spool on disk: what a writer, a crash and a full disk may do to it."""
+
+import json
+import multiprocessing
+import resource
+from pathlib import Path
+
+import pytest
+from trainer.tracking import spool
+from trainer.tracking.spool import SpoolReader
+
+
+def record(number: int) -> spool.Record:
+    return {"run_id": "r", "metrics": [{"key": "m", "value": float(number), "timestamp": 0, "step": number}]}
+
+
+def steps(reader: SpoolReader) -> list[int | None]:
+    lines, _ = reader.read(most=10_000)
+    return [found["metrics"][0]["step"] if found else None for found, _ in lines]
+
+
+def _append_many(path: Path, start: int) -> None:
+    for number in range(start, start + 200):
+        spool.append(path, record(number))
+
+
+def test_writers_in_several_processes_lose_and_mix_nothing(tmp_path: Path) -> None:
+    """Guards: launch (system metrics) and rank 0 append at the same time; unlocked writes tear each other's lines."""
+    path = tmp_path / "spool.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, start)) for start in (0, 200, 400)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(steps(SpoolReader(path))) == list(range(600))
+
+
+def test_a_torn_line_costs_no_other_record(tmp_path: Path) -> None:
+    """Guards: a writer killed in mid-line leaves no newline, and the next record would be glued to the torn one."""
+    path = tmp_path / "spool.jsonl"
+    spool.append(path, record(0))
+    with open(path, "ab") as file:
+        file.write(b'{"run_id": "r", "metr')
+    assert steps(SpoolReader(path)) == [0]  # may still be in writing
+    spool.append(path, record(1))
+    assert steps(SpoolReader(path)) == [0, None, 1]
+
+
+def test_reading_goes_on_where_the_last_delivery_ended(tmp_path: Path) -> None:
+    """Guards: a restarted launch that delivers everything again, or skips what came meanwhile."""
+    path = tmp_path / "spool.jsonl"
+    for number in range(3):
+        spool.append(path, record(number))
+    reader = SpoolReader(path)
+    lines, offset = reader.read(most=2)
+    assert len(lines) == 2
+    reader.delivered(offset)
+    spool.append(path, record(3))
+    assert steps(SpoolReader(path)) == [2, 3]
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path: Path) -> None:
+    """Guards: half a record at the end of the spool after ENOSPC or EFBIG, and an error that nobody sees."""
+    path = tmp_path / "spool.jsonl"
+    spool.append(path, record(0))
+    size = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+    try:
+        with pytest.raises(OSError):
+            spool.append(path, record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == size
+    assert json.loads(path.read_text())["metrics"][0]["step"] == 0
