@@ -45,8 +45,9 @@ def main() -> None:
     os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(hosts)
     os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(origins)
     say(f"answering to {', '.join(hosts)}")
+    # proxied-s3 is plugin/proxied_s3.py: with plain s3, clients would be sent to MinIO, which they cannot reach.
     command = ["mlflow", "server", "--host", "0.0.0.0", "--port", str(PORT), "--workers", "2"]
-    os.execvp("mlflow", [*command, "--serve-artifacts", "--artifacts-destination", f"s3://{BUCKET}"])
+    os.execvp("mlflow", [*command, "--serve-artifacts", "--artifacts-destination", f"proxied-s3://{BUCKET}"])
 
 
 def allowed(names: str) -> tuple[list[str], list[str]]:

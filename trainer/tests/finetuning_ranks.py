@@ -19,6 +19,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
 from trainer.finetuning import StagedFineTuning
 
 UNFREEZE, CUT_OFF, EPOCHS = 1, 3, 5
@@ -75,14 +76,16 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
-def fit(folder: Path, max_epochs: int, train_bn: bool = True, resume: bool = False) -> tuple[list[dict[str, Any]], Net]:
+def fit(
+    folder: Path, max_epochs: int, train_bn: bool = True, resume: bool = False, save_every: int | None = None
+) -> tuple[list[dict[str, Any]], Net]:
     """Trains up to `max_epochs`, on as many processes as the environment says."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     seed_everything(1, verbose=False)
     torch.set_num_threads(1)
     digests = Digests()
     staged = StagedFineTuning(unfreeze_at_epoch=UNFREEZE, backbone_lr=1e-3, train_bn=train_bn)
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", every_n_train_steps=save_every, enable_version_counter=False)
     trainer = Trainer(
         accelerator="cpu",
         devices=world_size,

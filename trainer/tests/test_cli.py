@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from harness import TRAINER, Lab, free_port
+
 from trainer.errors import UserError
 from trainer.launch import devices
 

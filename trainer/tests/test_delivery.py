@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from harness import PROJECT, TRAINER, Lab, free_port
 from mlflow.entities import Metric, Param, RunStatus, RunTag
+
 from trainer.tracking import spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord

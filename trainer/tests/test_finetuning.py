@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from torch import nn
+
 from trainer.errors import UserError
 from trainer.finetuning import StagedFineTuning
 
@@ -24,7 +25,7 @@ def test_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path,
     """
     script = Path(__file__).with_name("finetuning_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*command, script, tmp_path, str(train_bn)], check=True, timeout=120)
+    subprocess.run([*command, script, tmp_path, str(train_bn)], check=True, timeout=300)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     check_stages(ranks[0])
@@ -34,13 +35,20 @@ def test_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path,
 def test_resume_continues_as_if_it_had_not_been_cut_off(tmp_path: Path, train_bn: bool) -> None:
     """B: BackboneFinetuning's backbone comes back frozen for ever (Lightning #21901).
 
-    Without on_train_start the resumed epochs differ from those of the whole run (tried).
+    With the unfreezing at the one epoch `current_epoch == unfreeze_at_epoch` only, it is red (tried).
     """
     whole, _ = fit(tmp_path / "whole", EPOCHS, train_bn)
     first, _ = fit(tmp_path / "cut", CUT_OFF, train_bn)
     rest, _ = fit(tmp_path / "cut", EPOCHS, train_bn, resume=True)
     assert first + rest == whole
     check_stages(whole)
+
+
+def test_checkpoint_saved_within_an_epoch_resumes_unfrozen(tmp_path: Path) -> None:
+    """Lightning skips on_train_epoch_start for the rest of such an epoch: without on_train_start it trains frozen."""
+    fit(tmp_path, CUT_OFF, save_every=20)  # 8 steps per epoch
+    rest, _ = fit(tmp_path, EPOCHS, resume=True)
+    assert [(entry["epoch"], entry["trainable"]) for entry in rest] == [(2, True), (3, True), (4, True)]
 
 
 def check_stages(epochs: list[dict[str, Any]]) -> None:

@@ -139,7 +139,14 @@ def test_a_killed_rank_fails_the_job(lab: Lab, until: Callable[..., None]) -> No
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", "rank-killed", "--trainer.max_epochs", "500")
     until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("rank-killed")))
     everyone = psutil.Process(process.pid).children(recursive=True)
-    victim = next(one for one in everyone if "trainer.worker" in one.cmdline() and one.environ()["RANK"] == "0")
+    victim = next(
+        one
+        for one in everyone
+        if one.cmdline()[-8:]
+        and "trainer.launch.agent" not in one.cmdline()
+        and "trainer.worker" in one.cmdline()
+        and one.environ()["RANK"] == "0"
+    )
     victim.kill()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "rank 0 was ended by SIGKILL" in output, output
@@ -164,7 +171,7 @@ def test_workers_die_with_launch(lab: Lab, until: Callable[..., None]) -> None:
         (("--trainer.max_epoch", "3"), "max_epoch"),
         (("--model.init_args.learning_rate", "3"), "learning_rate"),
         (("--model.class_path", "trainer.vision.Nothing"), "Nothing"),
-        (("--data.init_args.root", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--data.class_path=trainer.vision.Food11DataModule", "--data.init_args.root=/nowhere"), "/nowhere"),
         (("--trainer.devices", "3"), "--devices"),
     ],
 )

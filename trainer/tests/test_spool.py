@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import pytest
+
 from trainer.tracking import spool
 from trainer.tracking.spool import SpoolReader
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from trainer.checkpoints import best_and_last
+from trainer.config_error import one_line
 from trainer.errors import UserError
 from trainer.progress import progress
 from trainer.tracking import client
@@ -40,12 +41,9 @@ class TrainingCLI(LightningCLI):
             run=False,
             # The resolved config is an artifact of the run; Lightning's callback fails on a second run (P).
             save_config_callback=None,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             trainer_defaults={
-                # What launch has decided from --devices and ACCELERATOR; torchrun demands that the Trainer agrees (O).
-                "accelerator": "gpu" if os.environ["ACCELERATOR"] == "nvidia" else "cpu",
-                "devices": int(os.environ["LOCAL_WORLD_SIZE"]),
-                "num_nodes": int(os.environ["GROUP_WORLD_SIZE"]),
+                **_launched(),
                 "strategy": "ddp" if int(os.environ["WORLD_SIZE"]) > 1 else "auto",
                 "logger": False,  # autolog writes to the run; a logger beside it would write each metric twice (J)
                 "enable_model_summary": False,  # it is an artifact of the run
@@ -58,6 +56,14 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--mode", default="min", choices=["min", "max"], help="Whether less of it is better, or more."
         )
+
+    def before_instantiate_classes(self) -> None:
+        for name, launched in _launched().items():
+            if self.config["trainer"][name] != launched:
+                raise UserError(
+                    f"trainer.{name} is {self.config['trainer'][name]}, but launch decides on it: take it out, and use "
+                    "--devices N and ACCELERATOR=nvidia|cpu"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         validates = is_overridden("validation_step", self.model)
@@ -72,6 +78,15 @@ class TrainingCLI(LightningCLI):
         config = self.config.clone()
         config.pop("config", None)
         return yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))
+
+
+def _launched() -> dict[str, Any]:
+    """What launch has decided from --devices and ACCELERATOR; torchrun demands that the Trainer agrees (O)."""
+    return {
+        "accelerator": "gpu" if os.environ["ACCELERATOR"] == "nvidia" else "cpu",
+        "devices": int(os.environ["LOCAL_WORLD_SIZE"]),
+        "num_nodes": int(os.environ["GROUP_WORLD_SIZE"]),
+    }
 
 
 def fit(arguments: list[str], job: Job) -> None:
@@ -92,7 +107,7 @@ def fit(arguments: list[str], job: Job) -> None:
             client.log_params(_early_stopping(cli.trainer))
             _fit_and_test(cli)
     except (ArgumentError, MisconfigurationException) as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(str(error))) from error
 
 
 def _fit_and_test(cli: TrainingCLI) -> None:
@@ -147,10 +162,12 @@ def main() -> None:
     for name, alone in {"LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, alone)
     os.environ.setdefault("ACCELERATOR", "cpu")
+    arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     try:
-        TrainingCLI(Job(Path(".")), sys.argv[1:])
+        TrainingCLI(Job(Path(".")), arguments)
     except (ArgumentError, UserError) as error:
-        sys.exit(f"trainer: error: {' '.join(str(error).split())}")
+        print(f"trainer: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

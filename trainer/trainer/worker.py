@@ -71,9 +71,11 @@ def _quieten() -> None:
         r".*barrier\(\): using the device under current context.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
-    import lightning.pytorch  # noqa: F401 - its import sets the levels that are set here
+    # Their imports set the levels that are set here.
+    import lightning.pytorch  # noqa: F401
+    import pytorch_lightning  # noqa: F401
 
-    for name in ("lightning.pytorch", "lightning.fabric", "mlflow.tracking.fluent"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.autologging_utils").setLevel(logging.ERROR)
 

@@ -7,11 +7,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
 from torch import nn
+
 from trainer.vision import ImageClassifier, ImageDataModule
 
 
@@ -27,8 +27,8 @@ class NoBatchStatistics(ImageClassifier):
         return torch.optim.SGD(self.parameters(), lr=0.1)  # Adam's first steps turn rounding errors into whole steps
 
 
-def run(images: Path, batch_size: int) -> dict[str, Any]:
-    """Metrics of one epoch on as many processes as the environment says."""
+def run(images: Path, batch_size: int) -> tuple[dict[str, float], ImageClassifier]:
+    """Metrics and model of one epoch on as many processes as the environment says."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     seed_everything(7, verbose=False)
     torch.set_num_threads(1)
@@ -48,10 +48,10 @@ def run(images: Path, batch_size: int) -> dict[str, Any]:
     trainer.fit(model, data)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     trainer.test(model, data, verbose=False)
-    return metrics | {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return metrics | {name: value.item() for name, value in trainer.callback_metrics.items()}, model
 
 
 if __name__ == "__main__":
-    result = run(Path(sys.argv[1]), int(sys.argv[3]))
+    result, _ = run(Path(sys.argv[1]), int(sys.argv[3]))
     if os.environ["RANK"] == "0":
         Path(sys.argv[2]).write_text(json.dumps(result))

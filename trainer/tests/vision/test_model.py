@@ -37,7 +37,7 @@ def classifier(**arguments: Any) -> ImageClassifier:
 
 
 def test_weights_from_a_local_file(image_root: Path, tmp_path: Path) -> None:
-    """On a machine without internet, a file of torchvision's weights is the only way; its classifier has 1000 classes."""
+    """Without internet, a file of torchvision's weights is the only way; its classifier has 1000 classes."""
     network = mobilenet_v2()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     ours = classifier(weights=str(tmp_path / "weights.pth"))
@@ -51,7 +51,8 @@ def test_a_checkpoint_needs_no_weights(image_root: Path, tmp_path: Path) -> None
     path = tmp_path / "last.ckpt"
     fit(image_root, first).save_checkpoint(path)
     gone = classifier(weights=str(tmp_path / "gone.pth"))
-    fit(image_root, gone, ckpt_path=path).test(gone, ckpt_path=path, weights_only=False, verbose=False)
+    trainer = fit(image_root, gone, ckpt_path=path)
+    trainer.test(gone, trainer.datamodule, ckpt_path=path, weights_only=False, verbose=False)
     ImageClassifier.load_from_checkpoint(path, weights="imagenet", weights_only=False)
 
 
@@ -108,7 +109,7 @@ def test_example_input_fits(architecture: Any) -> None:
 
 
 def test_a_loss_that_is_nan_shows(image_root: Path) -> None:
-    """torchmetrics leaves NaN out of a mean by default: a diverged training would look healthy."""
+    """torchmetrics' MeanMetric leaves NaN out by default: a diverged training would look healthy."""
     ours = classifier(architecture="small_cnn")
     nn.init.constant_(ours.head[1].bias, float("nan"))
     assert fit(image_root, ours).callback_metrics["val_loss"].isnan()

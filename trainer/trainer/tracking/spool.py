@@ -17,17 +17,17 @@ def append(spool: Path, record: Record) -> None:
         OSError: The record could not be written (disk full, say); nothing of it remains in the spool.
     """
     line = json.dumps(record).encode() + b"\n"
-    with open(spool, "ab") as file:
+    with open(spool, "ab", buffering=0) as file:  # a buffer would write its rest at close, after the error
         fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
         if end and not _ends_with_newline(spool, end):
             line = b"\n" + line  # a writer died in mid-line; its torn record must not swallow this one
         try:
-            file.write(line)
-            file.flush()
+            while line:
+                line = line[file.write(line) :]
             os.fsync(file.fileno())
         except OSError:
-            os.truncate(spool, end)
+            file.truncate(end)
             raise
 
 

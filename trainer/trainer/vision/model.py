@@ -9,12 +9,12 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from trainer.errors import UserError
 
+STAGES = ("train", "val", "test")
 IMAGENET = MobileNet_V2_Weights.DEFAULT
 
 
@@ -53,8 +53,8 @@ class ImageClassifier(LightningModule):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
         # two images, since torch.export takes a batch of one for a constant
         self.example_input_array = torch.zeros(2, 3, image_size, image_size)
-        self.losses = nn.ModuleDict({stage: _mean() for stage in ("fit", "val", "test")})
-        self.accuracies = nn.ModuleDict({stage: _accuracy(num_classes) for stage in ("fit", "val", "test")})
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in STAGES})
+        self.accuracies = nn.ModuleDict({f"{stage}_acc": _accuracy(num_classes) for stage in STAGES})
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
@@ -64,19 +64,21 @@ class ImageClassifier(LightningModule):
 
     # ---- weights to start from
 
-    def prepare_data(self) -> None:
-        if self.weights == "imagenet" and self._starts_afresh():
-            _imagenet_weights()  # Lightning calls this hook on one process of each node: one download
-
     def setup(self, stage: str) -> None:
         self._check_data()
-        if self.weights and self._starts_afresh():
-            state = _imagenet_weights() if self.weights == "imagenet" else _weights_from(Path(self.weights))
-            _load_features(self.backbone, state, self.weights)
 
-    def _starts_afresh(self) -> bool:
-        """Whether this is a fit without a checkpoint, which would bring its own weights."""
-        return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+    def on_fit_start(self) -> None:
+        # only here is it known whether a checkpoint brings the weights: a resumed job needs neither file nor network
+        if self.weights is None or self.trainer.ckpt_path is not None:
+            return
+        if self.weights == "imagenet":
+            if self.trainer.local_rank == 0:  # one download on each node
+                _imagenet_weights()
+            self.trainer.strategy.barrier("weights")
+            state = _imagenet_weights()
+        else:
+            state = _weights_from(Path(self.weights))
+        _load_features(self.backbone, state, self.weights)
 
     def _check_data(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -87,10 +89,11 @@ class ImageClassifier(LightningModule):
                     f"the data has {name} {theirs}, the model {ours}: set model.init_args.{name} to {theirs}"
                 )
 
-    # ---- steps; the metrics gather at the end of the epoch only, since every self.log costs time per step
+    # ---- steps. Metrics are logged here and not in on_train_epoch_end: callbacks' hooks of that name run before the
+    # module's, so that MLflow's autolog would see them one epoch late and the last ones never.
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step("fit", batch)
+        return self._step("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step("val", batch)
@@ -98,31 +101,40 @@ class ImageClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step("test", batch)
 
-    def on_train_epoch_end(self) -> None:
-        self._log_epoch("fit", "train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", "val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_epoch("test", "test")
-
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = nn.functional.cross_entropy(logits, labels)
-        self.losses[stage].update(loss.detach(), len(labels))
-        self.accuracies[stage].update(logits.detach(), labels)
+        self.losses[f"{stage}_loss"].update(loss.detach(), len(labels))
+        self.accuracies[f"{stage}_acc"].update(logits.detach(), labels)
+        # metric objects, not numbers: torchmetrics adds up sums and counts of all processes
+        for metrics, name in ((self.losses, f"{stage}_loss"), (self.accuracies, f"{stage}_acc")):
+            self.log(name, metrics[name], on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
 
-    def _log_epoch(self, stage: str, name: str) -> None:
-        # metric objects, not numbers: torchmetrics adds up sums and counts of all processes
-        self.log(f"{name}_loss", self.losses[stage], prog_bar=True)
-        self.log(f"{name}_acc", self.accuracies[stage], prog_bar=True)
 
+class MeanLoss(Metric):
+    """The mean over all samples of all processes.
 
-def _mean() -> Metric:
-    return MeanMetric(nan_strategy="disable")  # a loss that is NaN must show as NaN, not be left out of the mean
+    Not torchmetrics' MeanMetric: by default it leaves NaN out, so that a diverged training looks healthy, and told not
+    to (nan_strategy="disable") version 1.9.0 forgets the weights, so that a small last batch counts like a full one.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, size: int) -> None:
+        self.total += mean * size
+        self.count += size
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 def _accuracy(num_classes: int) -> Metric:
