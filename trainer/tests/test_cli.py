@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from harness import TRAINER, Lab, free_port
 
+from harness import TRAINER, Lab, free_port
 from trainer.errors import UserError
 from trainer.launch import devices
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PROJECT, TRAINER, Lab, free_port
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 
+from harness import PROJECT, TRAINER, Lab, free_port
 from trainer.tracking import spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord

@@ -1,4 +1,4 @@
-"""What torchrun starts on each rank: `python -m trainer.worker fit …`.
+"""What torchrun starts on each rank: `python -m trainer.worker`.
 
 Global rank 0 turns MLflow's autologging on; the store behind `MLFLOW_TRACKING_URI` is null on every other rank
 (tracking/store.py). Whatever ends a rank is left in the job's folder for launch, which outlives it.
@@ -18,10 +18,9 @@ from trainer.tracking.job import Job
 def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
     die_with_parent(os.getppid())
-    kind, *arguments = sys.argv[1:]
-    sys.argv = sys.argv[:1]  # LightningCLI warns where a command line stands beside the arguments it is given
-    assert kind == "fit", f"unknown kind of job: {kind}"
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
+    kind, *arguments = job.arguments()
+    assert kind == "fit", f"unknown kind of job: {kind}"
     try:
         _quieten()
         _require_accelerator()

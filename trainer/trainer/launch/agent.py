@@ -19,7 +19,7 @@ from trainer.process import die_with_parent
 def main() -> int:
     """Run the workers to their end.
 
-    Args (command line): the launch process's pid, a file for the report, then torchrun's own arguments.
+    Args (command line): the launch process's pid, a file for the exit codes of failed ranks, torchrun's arguments.
 
     Returns:
         0, 1 where a worker failed, or 128 + the signal that ended the agent.
@@ -30,9 +30,9 @@ def main() -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        exit_codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
         with open(report, "w") as file:
-            json.dump({"rank": rank, "exit_code": failure.exitcode, "signal": failure.signal_name()}, file)
+            json.dump(exit_codes, file)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)

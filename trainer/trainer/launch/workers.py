@@ -40,14 +40,14 @@ class Workers:
 
     Args:
         job: Whose folder the workers share with launch.
-        arguments: What follows `python -m trainer.worker`.
+        arguments: What the workers do, `["fit", …]`; read by each from the job's folder.
         devices: One worker is started on each.
         environment: Added to this process's own.
     """
 
     def __init__(self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str]) -> None:
         self._job = job
-        self._report = job.folder / "agent.json"
+        self._report = job.folder / "failed-ranks.json"
         self.killed_by: signal.Signals | None = None
         """The signal that ends the job, once launch has got one."""
         self._deadline: float | None = None
@@ -60,8 +60,9 @@ class Workers:
             f"--log-dir={job.logs}",
             "--module",
             "trainer.worker",
-            *arguments,
         ]
+        # Not on torchrun's command line: it takes `--monitor` there for an abbreviation of its own.
+        job.write_arguments(arguments)
         # A session of its own: a Ctrl-C in the terminal reaches launch alone, which passes it on once.
         self._agent = subprocess.Popen(
             [sys.executable, "-m", "trainer.launch.agent", str(os.getpid()), str(self._report), *torchrun],
@@ -99,17 +100,26 @@ class Workers:
             return Ending(killed_by=self.killed_by)
         if code == 0:
             return Ending()
+        if died := self._died_of_a_signal():  # the other ranks' errors only follow from it
+            return Ending(error=died)
         if cause := failure.first(self._job.failures):
             where = "" if cause.user_error else f"rank {cause.rank}: "
             return Ending(error=where + cause.line, user_error=cause.user_error)
-        return Ending(error=self._unexplained(code))
+        exit_codes = self._exit_codes()
+        if exit_codes:
+            rank = min(exit_codes)
+            return Ending(error=f"rank {rank} ended with exit code {exit_codes[rank]}")
+        return Ending(error=f"the torchrun agent ended with exit code {code}")
 
-    def _unexplained(self, code: int) -> str:
-        """A worker that could not say why: killed, or crashed below Python."""
+    def _died_of_a_signal(self) -> str | None:
+        for rank, code in sorted(self._exit_codes().items()):
+            if code < 0:
+                hint = "; SIGKILL often means out of memory (see `dmesg`)" if code == -signal.SIGKILL else ""
+                return f"rank {rank} was ended by {signal.Signals(-code).name}{hint}"
+        return None
+
+    def _exit_codes(self) -> dict[int, int]:
+        """Exit codes of the ranks that the agent saw fail; it ended the others itself, they are not in it."""
         if not self._report.exists():
-            return f"the torchrun agent ended with exit code {code}"
-        report = json.loads(self._report.read_text())
-        if report["exit_code"] < 0:
-            hint = "; SIGKILL often means out of memory (see `dmesg`)" if report["exit_code"] == -signal.SIGKILL else ""
-            return f"rank {report['rank']} was ended by {report['signal']}{hint}"
-        return f"rank {report['rank']} ended with exit code {report['exit_code']}"
+            return {}
+        return {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}

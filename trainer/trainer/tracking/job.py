@@ -71,6 +71,17 @@ class Job:
         return self.folder / "logs"
 
     @property
+    def _arguments_file(self) -> Path:
+        return self.folder / "arguments.json"
+
+    def write_arguments(self, arguments: list[str]) -> None:
+        """Record what the workers are to do."""
+        self._arguments_file.write_text(json.dumps(arguments))
+
+    def arguments(self) -> list[str]:
+        return json.loads(self._arguments_file.read_text())
+
+    @property
     def _run_file(self) -> Path:
         return self.folder / "run.json"
 
