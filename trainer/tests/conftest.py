@@ -1,8 +1,7 @@
-"""Fixtures of every suite: a lab with a real MLflow server, and patience."""
+"""A lab with a real MLflow server, for every test that wants one."""
 
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,16 +20,3 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert "stopped" in stopped.stdout
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the port is still taken after `trainer server --stop`"
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Wait for something to become true."""
-
-    def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"not true within {seconds} s"
-            time.sleep(0.1)
-
-    return wait

@@ -3,13 +3,12 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 
-from harness import PROJECT, TRAINER, Lab, free_port
+from harness import PROJECT, TRAINER, Lab, free_port, until
 from trainer.tracking import spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord
@@ -78,7 +77,7 @@ def test_a_refused_record_is_set_aside_and_holds_up_nothing(lab: Lab, tmp_path: 
     assert len(said) == 2 and all(str(tmp_path) in line for line in said)
 
 
-def test_an_outage_delays_and_loses_nothing(tmp_path: Path, until: Callable[..., None]) -> None:
+def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
     """Guards: delivery that stops for good, drops a batch or repeats one when the server is away for a while."""
     port = free_port()
     lab = Lab(tmp_path, f"http://127.0.0.1:{port}")

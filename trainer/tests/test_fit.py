@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from harness import PROJECT, Lab
+from harness import PROJECT, Lab, until
 
 DIGITS = ("fit", "--config", "configs/digits.yaml")
 
@@ -122,7 +121,7 @@ def test_the_model_is_the_best_checkpoint_not_the_last(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_makes_the_run_killed(lab: Lab, until: Callable[..., None], sent: signal.Signals, code: int) -> None:
+def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
     """Guards E: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
     experiment = f"signal-{sent.name}"
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
@@ -135,7 +134,7 @@ def test_a_signal_makes_the_run_killed(lab: Lab, until: Callable[..., None], sen
     assert not [worker for worker in workers if worker.is_running()], "a worker lives on"
 
 
-def test_a_killed_rank_fails_the_job(lab: Lab, until: Callable[..., None]) -> None:
+def test_a_killed_rank_fails_the_job(lab: Lab) -> None:
     """Guards E and F: rank 0's death takes the truth with it, or the other rank waits for it for half an hour."""
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", "rank-killed", "--trainer.max_epochs", "500")
     until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("rank-killed")))
@@ -148,7 +147,7 @@ def test_a_killed_rank_fails_the_job(lab: Lab, until: Callable[..., None]) -> No
     assert not [one for one in everyone if one.is_running()], "a process lives on"
 
 
-def test_workers_die_with_launch(lab: Lab, until: Callable[..., None]) -> None:
+def test_workers_die_with_launch(lab: Lab) -> None:
     """Guards: kill -9 of the parent leaves ranks that train on as orphans, unseen, to the end."""
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", "orphans", "--trainer.max_epochs", "500")
     until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("orphans")))

@@ -1,0 +1,328 @@
+"""The stack as a whole, in containers: `docker compose up trainer` and everything that README promises of it.
+
+One stack serves all tests, in the order of this file: what changes it stands last. The network to the outside is cut
+once the images are built.
+"""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import mlflow
+import pytest
+
+from compose import REPOSITORY, Stack, inspect, why_no_engine
+from harness import free_port, until
+
+REASON = why_no_engine()
+pytestmark = [
+    pytest.mark.container,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(REASON is not None, reason=f"container suite skipped: {REASON}"),
+]
+
+SERVERS = ("postgres", "minio", "mlflow")
+QUICK = ("fit", "--config", "configs/digits.yaml", "--trainer.max_epochs", "2")
+
+
+def cut_off(stack: Stack, action: str) -> None:
+    """Drop (`-I`) or let through (`-D`) what leaves the stack's networks for anywhere but themselves."""
+    for name in ("frontend", "console"):
+        (config,) = inspect(f"{stack.project}_{name}")["IPAM"]["Config"]
+        rule = ["DOCKER-USER", "-s", config["Subnet"], "!", "-d", config["Subnet"], "-j", "DROP"]
+        # Answers to the published ports go back to this machine.
+        answers = ["DOCKER-USER", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "RETURN"]
+        for one in (rule, answers):
+            subprocess.run(["iptables", action, *one], check=True)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack with built images and no way out; gone without a trace at the end."""
+    stack = Stack(f"labtest{free_port()}", free_port(), free_port())
+    cut = shutil.which("iptables") is not None
+    try:
+        stack.must("build", "mlflow", "trainer")
+        stack.must("create", "mlflow", "trainer")
+        if cut:
+            cut_off(stack, "-I")
+        yield stack
+    finally:
+        if cut:
+            cut_off(stack, "-D")
+        stack.must("down", "--volumes", "--timeout", "5")
+        subprocess.run(["docker", "image", "rm", f"{stack.project}-mlflow", f"{stack.project}-trainer"], check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack) -> str:
+    """What `docker compose up trainer` printed."""
+    return stack.must("up", "trainer")
+
+
+def test_up_trains_one_finished_run(stack: Stack, trained: str) -> None:
+    """Guards: the one command that the lab is about."""
+    (run,) = stack.runs("digits")
+    assert run.info.status == "FINISHED"
+    url = f"http://localhost:{stack.ui_port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert trained.count(url) == 2, "its URL stands at the start and in the summary"
+    assert "FINISHED, best epoch" in trained and "test_acc" in trained
+    assert "epoch 1/15" in trained, "readable progress in the log"
+    assert stack.inspect("trainer")["State"]["ExitCode"] == 0
+
+
+def test_every_server_is_healthy(stack: Stack, trained: str) -> None:
+    """Guards: a service without a healthcheck, or one that never passes."""
+    services = [json.loads(line) for line in stack.must("ps", "--format", "json").splitlines() if line.startswith("{")]
+    assert {service["Service"]: service["Health"] for service in services} == dict.fromkeys(SERVERS, "healthy")
+
+
+def test_the_run_holds_everything(stack: Stack, trained: str) -> None:
+    """Guards: a run that lacks metrics, parameters, configuration, provenance, system metrics or the model."""
+    (run,) = stack.runs("digits")
+    assert run.data.metrics["test_acc"] > 0.95
+    for key in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        steps = [point.step for point in stack.client.get_metric_history(run.info.run_id, key)]
+        assert steps == list(range(len(steps))) and len(steps) > 1, key
+    for sensor in ("cpu_utilization_percentage", "system_memory_usage_percentage", "network_receive_megabytes"):
+        assert f"system/{sensor}" in run.data.metrics
+    assert run.data.params["model.init_args.architecture"] == "small_cnn"
+    assert run.data.params["early_stopping.patience"] == "5"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip(), "provenance in the read-only mount"
+    assert run.data.tags["git.dirty"] in ("true", "false") and run.data.tags["hardware.gpus"] == "0"
+    names = {artifact.path for artifact in stack.client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "model_summary.txt"} <= names
+
+
+def test_artifacts_come_back_through_the_tracking_server(stack: Stack, trained: str, tmp_path: object) -> None:
+    """Guards: a client that is sent to MinIO, which it cannot reach; a model that does not load."""
+    (run,) = stack.runs("digits")
+    mlflow.set_tracking_uri(stack.uri)
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    assert "seed_everything: 42" in text
+    (model,) = stack.client.search_logged_models([run.info.experiment_id])
+    assert model.status == "READY" and model.source_run_id == run.info.run_id
+    import torch
+
+    assert mlflow.pytorch.load_model(f"models:/{model.model_id}")(torch.zeros(3, 3, 16, 16)).shape == (3, 10)
+
+
+def test_the_run_is_in_postgres_and_the_model_in_minio(stack: Stack, trained: str) -> None:
+    """Guards: a stack that runs on some file inside the MLflow container and loses it with the container."""
+    (run,) = stack.runs("digits")
+    rows = stack.inside(
+        "postgres", f"psql -U mlflow -d mlflow -tAc \"select status from runs where run_uuid='{run.info.run_id}'\""
+    )
+    assert rows.strip() == "FINISHED"
+    objects = stack.inside(
+        "mlflow", S3_CLIENT + "print([o['Key'] for o in s3.list_objects_v2(Bucket='mlflow')['Contents']])"
+    )
+    assert "model.pt2" in objects and "config.yaml" in objects
+
+
+S3_CLIENT = """
+import boto3, pathlib
+read = lambda name: pathlib.Path('/run/secrets', name).read_text()
+def client(user, password):
+    return boto3.client('s3', endpoint_url='http://minio:9000', region_name='us-east-1',
+                        aws_access_key_id=user, aws_secret_access_key=password)
+s3 = client(read('access_key'), read('secret_key'))
+"""
+
+
+def test_only_two_ports_are_published_and_on_loopback(stack: Stack, trained: str) -> None:
+    """Guards: Postgres or the S3 API on the host, or a UI on every interface of it."""
+    published = {
+        (service, bind["HostIp"], int(bind["HostPort"]))
+        for service in (*SERVERS, "trainer")
+        for binds in (stack.inspect(service)["HostConfig"]["PortBindings"] or {}).values()
+        for bind in binds
+    }
+    assert published == {("mlflow", "127.0.0.1", stack.ui_port), ("minio", "127.0.0.1", stack.console_port)}
+    for port in (5432, 9000):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is open on the host"
+
+
+def test_the_trainer_cannot_reach_postgres_or_minio(stack: Stack, trained: str) -> None:
+    """Guards: a trainer on the backend network; by name and by address."""
+    targets = [("postgres", 5432), ("minio", 9000), ("minio", 9001)]
+    for service, port in list(targets):
+        for network in stack.inspect(service)["NetworkSettings"]["Networks"].values():
+            targets.append((network["IPAddress"], port))
+    code = f"""
+import socket
+for host, port in [('mlflow', 8000), *{targets!r}]:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+        print('reached', host, port)
+    except OSError:
+        pass
+"""
+    done = stack.in_trainer(code)
+    assert [line for line in done.stdout.splitlines() if "reached" in line] == ["reached mlflow 8000"], done.stdout
+
+
+def test_default_credentials_are_refused(stack: Stack, trained: str) -> None:
+    """Guards: MinIO's well-known login, and a database that trusts the network."""
+    guess = S3_CLIENT + "print(s3.list_buckets()['ResponseMetadata']['HTTPStatusCode'])\n"
+    for user, password in (("minioadmin", "minioadmin"), ("minio", "minio123"), ("admin", "password")):
+        guess += f"""
+try:
+    client({user!r}, {password!r}).list_buckets(); print('accepted')
+except Exception as error:
+    print('refused', type(error).__name__)
+"""
+    answers = stack.inside("mlflow", guess).split("\n")
+    assert answers[0] == "200" and "accepted" not in answers and sum("refused" in line for line in answers) == 3
+    guess = """
+import psycopg2
+for password in ('', 'mlflow', 'postgres', 'password'):
+    try:
+        psycopg2.connect(host='postgres', user='mlflow', dbname='mlflow', password=password); print('accepted')
+    except psycopg2.OperationalError as error:
+        print('refused')
+"""
+    assert stack.inside("mlflow", guess).split() == ["refused"] * 4
+
+
+def test_the_console_takes_the_printed_login(stack: Stack, trained: str) -> None:
+    """Guards: `make credentials` that prints something else than what the console wants."""
+    printed = subprocess.run(
+        ["make", "--silent", "credentials"],
+        cwd=REPOSITORY,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert printed[0] == "user" and printed[2] == "password"
+
+    def log_in(user: str, password: str) -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{stack.console_port}/api/v1/login",
+            data=json.dumps({"accessKey": user, "secretKey": password}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            return urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert log_in(printed[1], printed[3]) == 204
+    assert log_in("minioadmin", "minioadmin") >= 400
+
+
+def test_no_secret_leaks(stack: Stack, trained: str) -> None:
+    """Guards: a credential in an environment, a command line, a log, an image layer or the repository."""
+    secrets = stack.inside(
+        "minio",
+        "cat /run/secrets/access_key; echo; cat /run/secrets/secret_key; echo; cat /run/secrets/postgres_password",
+    ).split()
+    assert len(secrets) == 3 and all(len(secret) >= 40 for secret in secrets)
+    places = {"logs": stack.must("logs", "--no-color")}
+    for service in (*SERVERS, "trainer", "secrets"):
+        places[f"inspect {service}"] = json.dumps(stack.inspect(service))
+    for image in (f"{stack.project}-mlflow", f"{stack.project}-trainer"):
+        history = ["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", image]
+        places[f"history {image}"] = subprocess.run(history, capture_output=True, text=True, check=True).stdout
+    for secret in secrets:
+        assert [place for place, text in places.items() if secret in text] == []
+        found = subprocess.run(["git", "grep", "-qF", secret], cwd=REPOSITORY)
+        assert found.returncode == 1, "in the repository"
+    mounts = {mount["Destination"] for mount in stack.inspect("trainer")["Mounts"]}
+    assert "/run/secrets" not in mounts
+    (repository,) = (mount for mount in stack.inspect("trainer")["Mounts"] if mount["Destination"] == "/repo")
+    assert not repository["RW"], "the repository is mounted read-only"
+
+
+@pytest.mark.parametrize("service", ["mlflow", "trainer"])
+def test_our_containers_can_do_little(stack: Stack, trained: str, service: str) -> None:
+    """Guards: root, a writable root file system, capabilities."""
+    seen = stack.inspect(service)
+    assert seen["Config"]["User"] == "10001:10001"
+    assert seen["HostConfig"]["ReadonlyRootfs"] and seen["HostConfig"]["CapDrop"] == ["ALL"]
+    assert not seen["HostConfig"]["CapAdd"] and "no-new-privileges:true" in seen["HostConfig"]["SecurityOpt"]
+
+
+def answer_to(stack: Stack, host: str) -> int:
+    request = urllib.request.Request(f"{stack.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
+    request.add_header("Host", host)
+    try:
+        return urllib.request.urlopen(request, timeout=20).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_ui_answers_through_a_tunnel_and_to_nobody_elses_name(stack: Stack, trained: str) -> None:
+    """Guards: 403 for a user behind an ssh tunnel; an answer to a web page that rebinds its name."""
+    assert answer_to(stack, f"localhost:{stack.ui_port}") == answer_to(stack, "localhost:18000") == 200
+    assert answer_to(stack, "127.0.0.1:9999") == 200
+    assert answer_to(stack, "evil.example.org") == 403
+
+
+def test_two_ranks_in_the_container_are_one_run(stack: Stack, trained: str) -> None:
+    """Guards: DDP that only works outside of the container, a run per rank, and arguments that are not passed on."""
+    stack.must("run", "--rm", "-T", "trainer", *QUICK, "--experiment", "two", DEVICES="2")
+    (run,) = stack.runs("two")
+    assert run.info.status == "FINISHED" and run.data.params["trainer.devices"] == "2"
+
+
+def test_the_trainers_exit_code_comes_through(stack: Stack, trained: str) -> None:
+    """Guards: a failed training that a script takes for a good one."""
+    done = stack.run("run", "--rm", "-T", "trainer", "fit", "--config", "configs/none.yaml")
+    assert done.returncode == 2 and "configs/none.yaml" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_no_gpu_is_one_line_that_names_the_way_out(stack: Stack, trained: str) -> None:
+    """Guards: a training on the CPU where a GPU was asked for; inside the container and by Docker itself."""
+    done = stack.run("run", "--rm", "-T", "-e", "ACCELERATOR=nvidia", "trainer", *QUICK)
+    assert done.returncode == 2, done.stdout
+    assert "trainer: error: no NVIDIA GPU" in done.stdout and "ACCELERATOR=cpu" in done.stdout
+    if "nvidia" not in subprocess.run(["docker", "info"], capture_output=True, text=True).stdout:
+        done = stack.run("run", "--rm", "-T", "trainer", *QUICK, ACCELERATOR="nvidia")
+        assert done.returncode != 0 and "could not select device driver" in done.stdout, "what the README quotes"
+
+
+def test_docker_stop_makes_the_run_killed(stack: Stack, trained: str) -> None:
+    """Guards: FINISHED for a job that was stopped, exit code 0 or 137, a stop that takes the whole grace period."""
+    words = ("--experiment", "stopped", "--trainer.max_epochs", "500", "--trainer.callbacks=[]")
+    process = stack.start("run", "-T", "--name", f"{stack.project}-stopped", "trainer", *QUICK, *words)
+    try:
+        until(lambda: any("val_loss" in run.data.metrics for run in stack.runs("stopped")), seconds=180)
+        subprocess.run(["docker", "stop", f"{stack.project}-stopped"], check=True, capture_output=True)
+        process.communicate(timeout=60)
+        assert inspect(f"{stack.project}-stopped")["State"]["ExitCode"] == 128 + signal.SIGTERM
+        (run,) = stack.runs("stopped")
+        assert run.info.status == "KILLED"
+    finally:
+        process.kill()
+        subprocess.run(["docker", "rm", "--force", f"{stack.project}-stopped"], capture_output=True)
+
+
+def test_a_second_up_changes_nothing(stack: Stack, trained: str) -> None:
+    """Guards: new credentials, or servers that restart, with every `up`."""
+    before = {service: stack.container(service) for service in SERVERS}
+    login = stack.inside("minio", "cat /run/secrets/secret_key")
+    stack.must("up", "--detach", "mlflow")
+    assert {service: stack.container(service) for service in SERVERS} == before
+    assert stack.inside("minio", "cat /run/secrets/secret_key") == login
+
+
+def test_down_and_up_keep_every_run_and_artifact(stack: Stack, trained: str) -> None:
+    """Guards: data in a container instead of a volume. Also that a host name may be added."""
+    before = {run.info.run_id: run.data.metrics for run in stack.runs("digits")}
+    stack.must("down", "--timeout", "30")
+    stack.must("up", "--detach", "--wait", "mlflow", ALLOWED_HOSTS="lab.example.org")
+    assert {run.info.run_id: run.data.metrics for run in stack.runs("digits")} == before
+    (run,) = stack.runs("digits")
+    mlflow.set_tracking_uri(stack.uri)
+    assert "seed_everything: 42" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    assert answer_to(stack, f"lab.example.org:{stack.ui_port}") == 200
+    assert answer_to(stack, "evil.example.org") == 403
