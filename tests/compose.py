@@ -48,6 +48,7 @@ class Stack:
             "DEVICES": "auto",
             "UI_PORT": str(self.ui_port),
             "CONSOLE_PORT": str(self.console_port),
+            "MLFLOW_TRACKING_URI": "",  # the stack's own server, also where mlflow.set_tracking_uri has exported one
         }
 
     @property
