@@ -12,7 +12,6 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from harness import Lab, free_port
 
-CHROMIUM = shutil.which("chromium")
 # Root in a container has no sandbox; the rest keeps Chromium from talking to anyone but the server.
 ARGUMENTS = [
     "--no-sandbox",
@@ -30,16 +29,22 @@ EQUAL = "model.init_args.num_classes"
 # From one point to another. Points are no proof: MLflow draws each twice, once for the smoothed curve.
 A_LINE = re.compile(r"^M[^A-Z]+[LCS]")
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 Visit = Callable[[str], AbstractContextManager[Page]]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def chromium() -> str:
+    """Debian's Chromium; skips from here, so that pytest reports one line for all tests."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no Chromium on this machine: apt install chromium")
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab with the embedded server and two short runs that differ in one parameter."""
     port = free_port()
     lab = Lab(tmp_path_factory.mktemp("lab"), f"http://127.0.0.1:{port}")
@@ -66,10 +71,10 @@ def run(lab: Lab) -> Run:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(chromium: str) -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -38,7 +38,7 @@ def test_nonsense_devices_are_refused(accelerator: str, count: str) -> None:
 
 
 def test_cpu_gets_as_many_processes_as_asked_for() -> None:
-    """Guards O: torchrun's `auto` starts one process per core where there is no GPU."""
+    """Guards: torchrun's `auto` starts one process per core where there is no GPU."""
     assert devices.pick("cpu", "auto").count == 1
     assert devices.pick("cpu", "3").count == 3
 

@@ -39,7 +39,7 @@ def points(first: int, last: int) -> list[Metric]:
 
 
 def test_everything_arrives_once_and_in_order(lab: Lab, tmp_path: Path) -> None:
-    """Guards: batches over the server's limits (1000 values, 100 params), NaN, and a status set before the data."""
+    """Guards: batches over the server's limits (1000 values, 100 params), NaN, a tag's older value."""
     job = job_with_run(lab, tmp_path)
     run_id = job.run_record().run_id
     for start in range(0, 3000, 500):

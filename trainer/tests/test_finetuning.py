@@ -19,7 +19,7 @@ from .finetuning_ranks import CUT_OFF, EPOCHS, UNFREEZE, Net, fit
 
 @pytest.mark.parametrize("train_bn", [True, False])
 def test_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path, train_bn: bool) -> None:
-    """A: gradients of an unfrozen backbone that DDP does not know are never reduced, and the replicas diverge.
+    """Guards: gradients of an unfrozen backbone that DDP does not know are never reduced, and the replicas diverge.
 
     Without the two lines that wrap the model again, `all` differs between the ranks from the unfreezing on (tried).
     """
@@ -33,7 +33,7 @@ def test_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path,
 
 @pytest.mark.parametrize("train_bn", [True, False])
 def test_resume_continues_as_if_it_had_not_been_cut_off(tmp_path: Path, train_bn: bool) -> None:
-    """B: BackboneFinetuning's backbone comes back frozen for ever (Lightning #21901).
+    """Guards: BackboneFinetuning's backbone comes back frozen for ever (Lightning #21901).
 
     With the unfreezing at the one epoch `current_epoch == unfreeze_at_epoch` only, it is red (tried).
     """
@@ -67,7 +67,7 @@ def test_frozen_stage_before_the_unfreezing_can_be_resumed(tmp_path: Path) -> No
 
 
 def test_frozen_batchnorm_stands_still(tmp_path: Path) -> None:
-    """L: what is called frozen trains BatchNorm, unless train_bn is False: then nothing in the backbone moves."""
+    """Guards: what is called frozen trains BatchNorm, unless train_bn is False: then nothing in the backbone moves."""
     trained, _ = fit(tmp_path / "trained", 1)
     _, frozen = fit(tmp_path / "frozen", 1, train_bn=False)
     torch.manual_seed(0)

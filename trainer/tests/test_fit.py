@@ -33,7 +33,7 @@ def trained(lab: Lab) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_make_one_finished_run(lab: Lab, trained: subprocess.CompletedProcess[str]) -> None:
-    """Guards H: unguarded autolog makes a run on every rank, and the first to end closes it for all."""
+    """Guards: unguarded autolog makes a run on every rank, and the first to end closes it for all."""
     assert trained.returncode == 0, trained.stdout
     run = lab.only_run("trained")
     assert run.info.status == "FINISHED"
@@ -43,7 +43,7 @@ def test_two_processes_make_one_finished_run(lab: Lab, trained: subprocess.Compl
 
 
 def test_metrics_stand_at_the_epoch_they_belong_to(lab: Lab, trained: subprocess.CompletedProcess[str]) -> None:
-    """Guards: training metrics logged one epoch late and the last one never, points twice, a second x-axis (J)."""
+    """Guards: training metrics logged one epoch late and the last one never, points twice, a second x-axis."""
     run = lab.only_run("trained")
     for key in ("train_loss", "train_acc", "val_loss", "val_acc"):
         assert [step for step, _ in lab.points(run, key)] == [0, 1, 2], key
@@ -58,7 +58,7 @@ def test_metrics_stand_at_the_epoch_they_belong_to(lab: Lab, trained: subprocess
 def test_hyperparameters_config_and_provenance_are_recorded(
     lab: Lab, trained: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
-    """Guards I and J: autolog alone records `epochs` and the optimizer's defaults, and no early stopping."""
+    """Guards: autolog alone records `epochs` and the optimizer's defaults, and no early stopping."""
     run = lab.only_run("trained")
     params = run.data.params
     assert params["trainer.max_epochs"] == params["epochs"] == "3"
@@ -88,7 +88,7 @@ def test_system_metrics_are_sampled_once_for_the_machine(lab: Lab, trained: subp
 
 
 def test_the_best_model_loads_without_this_repository(lab: Lab, trained: subprocess.CompletedProcess[str]) -> None:
-    """Guards J: autolog pickles the last model, which needs the user's code to be loaded."""
+    """Guards: autolog pickles the last model, which needs the user's code to be loaded."""
     run = lab.only_run("trained")
     (model,) = lab.client.search_logged_models([run.info.experiment_id])
     assert model.source_run_id == run.info.run_id and model.status == "READY"
@@ -122,7 +122,7 @@ def test_the_model_is_the_best_checkpoint_not_the_last(lab: Lab) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
-    """Guards E: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
+    """Guards: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
     experiment = f"signal-{sent.name}"
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
     until(lambda: any("val_loss" in run.data.metrics for run in lab.runs(experiment)))
@@ -135,7 +135,7 @@ def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int
 
 
 def test_a_killed_rank_fails_the_job(lab: Lab) -> None:
-    """Guards E and F: rank 0's death takes the truth with it, or the other rank waits for it for half an hour."""
+    """Guards: rank 0's death takes the truth with it, or the other rank waits for it for half an hour."""
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", "rank-killed", "--trainer.max_epochs", "500")
     until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("rank-killed")))
     everyone = psutil.Process(process.pid).children(recursive=True)
@@ -168,14 +168,24 @@ def test_workers_die_with_launch(lab: Lab) -> None:
         (("--trainer.devices", "3"), "--devices"),
     ],
 )
-def test_a_mistake_gives_one_line_and_no_run(lab: Lab, words: tuple[str, ...], says: str) -> None:
+def test_a_mistake_gives_one_line_and_leaves_nothing_running(lab: Lab, words: tuple[str, ...], says: str) -> None:
     """Guards: a page of traceback for a typo, and a run left behind as RUNNING."""
-    before = len(lab.runs("mistake"))
     done = lab.run(*DIGITS, "--experiment", "mistake", *words)
     errors = [line for line in done.stdout.splitlines() if line.startswith("trainer: error:")]
     assert done.returncode == 2 and len(errors) == 1 and says in errors[0], done.stdout
     assert "Traceback" not in done.stdout
-    assert all(run.info.status != "RUNNING" for run in lab.runs("mistake")[: len(lab.runs("mistake")) - before])
+    # A mistake that the parser finds makes no run; one that the data shows makes a run that failed.
+    assert [run.info.status for run in lab.runs("mistake")] in ([], ["FAILED"])
+
+
+def test_a_runs_own_config_trains_again_on_other_devices(
+    lab: Lab, trained: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    """Guards: a config.yaml or a `--print_config` that names this job's devices and folder, and is refused."""
+    config = lab.client.download_artifacts(lab.only_run("trained").info.run_id, "config.yaml", str(tmp_path))
+    done = lab.run("fit", "--config", config, "--experiment", "again", "--trainer.fast_dev_run", "true")
+    assert done.returncode == 0 and "no checkpoint was written" in done.stdout, done.stdout
+    assert lab.only_run("again").info.status == "FINISHED"
 
 
 def test_a_missing_config_is_said_in_one_line(lab: Lab) -> None:
@@ -185,7 +195,9 @@ def test_a_missing_config_is_said_in_one_line(lab: Lab) -> None:
 
 
 def test_ranks_other_than_0_print_into_files(lab: Lab, trained: subprocess.CompletedProcess[str]) -> None:
-    """Guards: every line of the terminal once per rank."""
+    """Guards: every line of the terminal once per rank, and a failed rank whose output is nowhere."""
+    folder = lab.folder / "state" / "digits" / lab.only_run("trained").info.run_name
+    assert [file.parent.name for file in folder.glob("logs/*/attempt_0/*/stderr.log")] == ["1"]
     assert len([line for line in trained.stdout.splitlines() if line.startswith("epoch 1/3")]) == 1
 
 

@@ -13,7 +13,6 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -39,15 +38,14 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             args=arguments,
             run=False,
-            # The resolved config is an artifact of the run; Lightning's callback fails on a second run (P).
+            # The resolved config is an artifact of the run; Lightning's callback fails on a second run.
             save_config_callback=None,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             trainer_defaults={
-                **_launched(),
-                "strategy": "ddp" if int(os.environ["WORLD_SIZE"]) > 1 else "auto",
-                "logger": False,  # autolog writes to the run; a logger beside it would write each metric twice (J)
+                # Left to launch; the same as Lightning's own defaults, so that a printed config can be used as it is.
+                **LEFT_TO_LAUNCH,
+                "logger": False,  # autolog writes to the run; a logger beside it would write each metric twice
                 "enable_model_summary": False,  # it is an artifact of the run
-                "default_root_dir": str(job.folder),
             },
         )
 
@@ -58,12 +56,16 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
+        given = self.config["trainer"]
         for name, launched in _launched().items():
-            if self.config["trainer"][name] != launched:
+            if given[name] not in (LEFT_TO_LAUNCH[name], launched):
                 raise UserError(
-                    f"trainer.{name} is {self.config['trainer'][name]}, but launch decides on it: take it out, and use "
-                    "--devices N and ACCELERATOR=nvidia|cpu"
+                    f"trainer.{name} is {given[name]}, but launch decides on it: take it out, and use --devices N and "
+                    "ACCELERATOR=nvidia|cpu"
                 )
+            given[name] = launched
+        if given["default_root_dir"] is None:
+            given["default_root_dir"] = str(self._job.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         validates = is_overridden("validation_step", self.model)
@@ -80,8 +82,11 @@ class TrainingCLI(LightningCLI):
         return yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
+LEFT_TO_LAUNCH: dict[str, Any] = {"accelerator": "auto", "devices": "auto", "num_nodes": 1}
+
+
 def _launched() -> dict[str, Any]:
-    """What launch has decided from --devices and ACCELERATOR; torchrun demands that the Trainer agrees (O)."""
+    """What launch has decided from --devices and ACCELERATOR; torchrun demands that the Trainer agrees."""
     return {
         "accelerator": "gpu" if os.environ["ACCELERATOR"] == "nvidia" else "cpu",
         "devices": int(os.environ["LOCAL_WORLD_SIZE"]),
@@ -103,17 +108,26 @@ def fit(arguments: list[str], job: Job) -> None:
         cli = TrainingCLI(job, arguments)
         config = cli.resolved_config()
         with client.run():
-            client.log_config(config, yaml.safe_dump(config, sort_keys=False))
+            client.log_config(config, yaml.safe_dump(_repeatable(config), sort_keys=False))
             client.log_params(_early_stopping(cli.trainer))
             _fit_and_test(cli)
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(one_line(str(error))) from error
 
 
+def _repeatable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what belongs to this job alone: `trainer fit --config` takes it on any machine."""
+    return {**config, "trainer": {**config["trainer"], **LEFT_TO_LAUNCH, "default_root_dir": None}}
+
+
 def _fit_and_test(cli: TrainingCLI) -> None:
     trainer, model = cli.trainer, cli.model
     trainer.fit(model, datamodule=cli.datamodule)
     checkpoint = cli.best.best_model_path
+    if not checkpoint:  # fast_dev_run, or no epoch at all
+        if trainer.is_global_zero:
+            print("no checkpoint was written, so nothing is tested and no model is logged")
+        return
     outcome = _outcome(cli)
     client.log_metrics(outcome)
     if is_overridden("test_step", model):
@@ -126,7 +140,7 @@ def _fit_and_test(cli: TrainingCLI) -> None:
 
 
 def _early_stopping(trainer: Trainer) -> dict[str, Any]:
-    """Parameters of early stopping; autolog knows `pytorch_lightning`'s class only, not `lightning`'s (I)."""
+    """Parameters of early stopping; autolog knows `pytorch_lightning`'s class only, not `lightning`'s."""
     return {
         f"early_stopping.{name}": getattr(callback, name)
         for callback in trainer.early_stopping_callbacks
@@ -140,8 +154,7 @@ def _outcome(cli: TrainingCLI) -> dict[str, float]:
     outcome = {"best_epoch": float(checkpoint["epoch"])}
     if cli.best.best_model_score is not None:
         outcome[f"best_{cli.best.monitor}"] = float(cli.best.best_model_score)
-    stops = [callback for callback in cli.trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
-    if stopped := [callback.stopped_epoch for callback in stops if callback.stopped_epoch]:
+    if stopped := [stop.stopped_epoch for stop in cli.trainer.early_stopping_callbacks if stop.stopped_epoch]:
         outcome["stopped_epoch"] = float(min(stopped))
     return outcome
 
@@ -165,6 +178,7 @@ def main() -> None:
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     try:
         TrainingCLI(Job(Path(".")), arguments)
+        sys.exit("trainer: error: nothing was asked for")
     except (ArgumentError, UserError) as error:
         print(f"trainer: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)

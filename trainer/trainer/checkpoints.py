@@ -9,7 +9,7 @@ def best_and_last(folder: Path, monitor: str | None, mode: str) -> tuple[ModelCh
     """Two callbacks, in the order in which they must run: the last checkpoint holds the state of the best one.
 
     `ModelCheckpoint(save_last=True, monitor=…)` is no way to get both: its last.ckpt is written only when the
-    monitored metric improves (C).
+    monitored metric improves.
 
     Args:
         folder: Gets best.ckpt and last.ckpt.

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     food11.set_defaults(run=_data_food11)
 
     server = commands.add_parser("server", help="the embedded MLflow server: SQLite and local files, no Docker")
-    server.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000))
+    server.add_argument("--port", type=int, default=os.environ.get("PORT") or "8000")
     mode = server.add_mutually_exclusive_group()
     mode.add_argument("--detach", action="store_true", help="start it in the background, unless it answers already")
     mode.add_argument("--stop", action="store_true", help="stop the one that --detach started")
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     from trainer.launch import devices, launcher
 
-    if any(word.startswith("--print_config") or word.split("=")[0].endswith(".help") for word in rest):
+    if any(re.match(r"--(print_config|[\w.]+\.help)(=|$)", word) for word in rest):
         os.execv(sys.executable, [sys.executable, "-m", "trainer.app", *rest])
     name = arguments.name or _config_name(rest) or "fit"
     picked = devices.pick(arguments.accelerator, arguments.devices)

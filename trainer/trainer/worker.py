@@ -24,10 +24,11 @@ def main() -> int:
     try:
         _quieten()
         _require_accelerator()
-        if rank == 0:
-            _autolog()
         from trainer.app import fit
+        from trainer.tracking import client
 
+        if rank == 0:
+            client.autolog()
         fit(arguments, job)
     except UserError as error:
         failure.write(job.failures, rank, error)
@@ -53,13 +54,6 @@ def _require_accelerator() -> None:
         )
 
 
-def _autolog() -> None:
-    import mlflow
-
-    # The app logs the best model itself, once; autolog would pickle the last one and upload each better checkpoint.
-    mlflow.pytorch.autolog(log_models=False, checkpoint=False)
-
-
 def _quieten() -> None:
     """Keep what a user can act on; drop advice that is not true under this launcher."""
     for pattern in (
@@ -83,5 +77,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A rank that failed must not wait in a destructor for the others (F).
+    # A rank that failed must not wait in a destructor for the others.
     os._exit(status)

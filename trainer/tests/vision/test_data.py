@@ -91,7 +91,7 @@ def test_reading_draws_nothing_from_the_global_generator(image_root: Path) -> No
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_resumed_run_sees_the_epochs_that_it_has_left(image_root: Path, tmp_path: Path, num_workers: int) -> None:
-    """D: the first epoch after a resume repeated an earlier order and noise (Lightning #21938)."""
+    """Guards: the first epoch after a resume repeated an earlier order and noise (Lightning #21938)."""
 
     def train(folder: Path, max_epochs: int, ckpt_path: Path | None = None) -> list[torch.Tensor]:
         seed_everything(1, verbose=False)

@@ -16,6 +16,7 @@ from trainer.launch.devices import Devices
 from trainer.launch.workers import Ending, Workers
 from trainer.tracking import server
 from trainer.tracking.job import Job
+from trainer.tracking.schemes import JOB_SCHEME
 
 if TYPE_CHECKING:
     from trainer.launch.run import JobRun
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 LAST_DELIVERY_SECONDS = 300.0
 """How long the end of a job waits for a tracking server that is away."""
+LAST_DELIVERY_SECONDS_KILLED = 30.0
+"""The same for a job that was told to end; with the workers' grace it fits into Compose's stop_grace_period."""
 
 
 def launch(name: str, arguments: list[str], devices: Devices, experiment: str | None) -> int:
@@ -61,7 +64,9 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         time.sleep(POLL_SECONDS)
     run.found()
     ending = workers.ending()
-    delivered = run.close(ending, LAST_DELIVERY_SECONDS)
+    signals = workers.signals
+    patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
+    delivered = run.close(ending, patience, give_up=lambda: workers.signals > signals)
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
         _say(f"error: the tracking server at {uri} did not answer; what it has not got is kept in {job.folder}")
@@ -87,7 +92,8 @@ def _worker_environment(uri: str, name: str, experiment: str | None, devices: De
     threads = max(1, len(os.sched_getaffinity(0)) // devices.count)
     return {
         "ACCELERATOR": devices.accelerator,
-        "MLFLOW_TRACKING_URI": f"job+{uri}",
+        "LAB_DIR": str(lab_dir()),
+        "MLFLOW_TRACKING_URI": JOB_SCHEME + uri,
         "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own
         "MLFLOW_EXPERIMENT_NAME": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # launch prints the URL that the user can open
@@ -110,7 +116,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     latest = run.latest_metrics()
     facts = [run.status_name]
     if "best_epoch" in latest:
-        facts.append(f"best epoch {int(latest['best_epoch']) + 1}")
+        facts.append(f"best epoch {int(latest['best_epoch']) + 1} (best_epoch {int(latest['best_epoch'])} from 0)")
     facts += [f"{key} {value:.4g}" for key, value in sorted(latest.items()) if key.startswith("test_")]
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
     _say(", ".join(facts))

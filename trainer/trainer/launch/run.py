@@ -48,14 +48,14 @@ class JobRun:
         self._system_metrics.start()
         return True
 
-    def close(self, ending: Ending, patience: float) -> bool:
+    def close(self, ending: Ending, patience: float, give_up: Callable[[], bool]) -> bool:
         """Deliver everything and set the status; False if the server could not be reached for `patience` seconds."""
         if self._system_metrics is None:
             return True
         self._system_metrics.close()
         status = _status(ending)
-        delivered = self._delivery.close(status, patience)
-        self.status_name = RunStatus.to_string(status)
+        delivered = self._delivery.close(status, patience, give_up)
+        self.status_name = RunStatus.to_string(status) + ("" if delivered else " (the server does not know)")
         return delivered
 
     def latest_metrics(self) -> dict[str, float]:

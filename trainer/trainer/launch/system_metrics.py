@@ -1,6 +1,6 @@
 """Samples this machine for as long as the job runs, under the names that MLflow's UI groups as system metrics.
 
-The sensors are MLflow's own. Its loop is not used: it stops for good at the first poll of the server that fails (G),
+The sensors are MLflow's own. Its loop is not used: it stops for good at the first poll of the server that fails,
 and every worker would sample the same machine once more. These samples go through the job's spool instead.
 """
 

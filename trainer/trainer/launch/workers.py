@@ -50,6 +50,8 @@ class Workers:
         self._report = job.folder / "failed-ranks.json"
         self.killed_by: signal.Signals | None = None
         """The signal that ends the job, once launch has got one."""
+        self.signals = 0
+        """How many signals launch has got."""
         self._deadline: float | None = None
         # Local rank 0 has the terminal, so that a progress bar is live; the others print into files.
         quiet_ranks = ",".join(f"{rank}:3" for rank in range(1, devices.count)) or "0:0"
@@ -77,6 +79,7 @@ class Workers:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
         if self.killed_by is None:
             self.killed_by = signal.Signals(number)
             self._deadline = time.monotonic() + GRACE_SECONDS

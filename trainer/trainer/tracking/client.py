@@ -12,6 +12,14 @@ import torch
 MODEL_NAME = "model"
 
 
+def autolog() -> None:
+    """Have MLflow log what Lightning's Trainer does, but for models and checkpoints.
+
+    The app logs the best model itself, once; autolog would pickle the last one and upload each better checkpoint.
+    """
+    mlflow.pytorch.autolog(log_models=False, checkpoint=False)
+
+
 @contextmanager
 def run() -> Iterator[None]:
     """The job's one run as MLflow's active run, so that autolog joins it."""

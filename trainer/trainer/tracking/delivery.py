@@ -61,6 +61,8 @@ class Delivery:
         self._store = RestStore(partial(get_default_host_creds, server_uri))
         self._reader = SpoolReader(job.spool)
         self._away_since: float | None = None
+        self._aside: list[tuple[bytes, str]] = []
+        self._last_os_error = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="delivery", daemon=True)
         self.latest: dict[str, float] = {}
@@ -71,14 +73,15 @@ class Delivery:
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
-            self._deliver_pending()
+            self._try(self._deliver_pending)
 
-    def close(self, status: RunStatus, patience: float) -> bool:
+    def close(self, status: int, patience: float, give_up: Callable[[], bool] = lambda: False) -> bool:
         """Deliver what is left, then set the run's status.
 
         Args:
-            status: The truth about the job.
+            status: The truth about the job, one of `mlflow.entities.RunStatus`.
             patience: Seconds to go on trying while the server does not answer.
+            give_up: Asked between tries; True ends them.
 
         Returns:
             Whether everything, the status included, has reached the server.
@@ -87,11 +90,26 @@ class Delivery:
         if self._thread.is_alive():
             self._thread.join()
         deadline = time.monotonic() + patience
-        while not (self._deliver_pending() and self._set_status(status)):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(INTERVAL_SECONDS)
+        waiting = False
+        while not (self._try(self._deliver_pending) and self._set_status(status)):
+            if not waiting:
+                waiting = True
+                self._say(f"the job has ended; waiting up to {patience:.0f} s for the tracking server (Ctrl-C ends it)")
+            next_try = time.monotonic() + INTERVAL_SECONDS
+            while time.monotonic() < next_try:
+                if give_up() or time.monotonic() > deadline:
+                    return False
+                time.sleep(0.1)
         return True
+
+    def _try(self, deliver: Callable[[], bool]) -> bool:
+        try:
+            return deliver()
+        except OSError as error:  # the state folder's disk, full say; the next try may find room
+            if str(error) != self._last_os_error:
+                self._last_os_error = str(error)
+                self._say(f"the spool cannot be delivered: {error}")
+            return False
 
     def _deliver_pending(self) -> bool:
         """Deliver every complete record; False if the server did not take them all."""
@@ -99,13 +117,14 @@ class Delivery:
             lines, offset = self._reader.read(most=MAX_ENTITIES_PER_BATCH)
             if not lines:
                 return True
-            for record, raw in lines:
-                if record is None:
-                    self._set_aside(raw, "unreadable")
+            self._aside = [(raw, "unreadable") for record, raw in lines if record is None]
             records = [record for record, _ in lines if record is not None]
             for batch in _batches(records):
                 if not self._deliver(batch):
                     return False
+            # Only now, with the place that moves on: a later try would set the same records aside once more.
+            for raw, reason in self._aside:
+                self._set_aside(raw, reason)
             self._reader.delivered(offset)
 
     def _deliver(self, batch: list[Record]) -> bool:
@@ -119,7 +138,7 @@ class Delivery:
                 return all(self._deliver([record]) for record in batch)
             if parts := _parts(batch[0]):
                 return all(self._deliver([part]) for part in parts)
-            self._set_aside(json.dumps(batch[0]).encode() + b"\n", error.message)
+            self._aside.append((json.dumps(batch[0]).encode() + b"\n", error.message))
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})

@@ -70,9 +70,6 @@ class SpoolReader:
         os.replace(partial, self._offset_file)
         self._offset = offset
 
-    def pending_bytes(self) -> int:
-        return (self._spool.stat().st_size if self._spool.exists() else 0) - self._offset
-
 
 def _parse(line: bytes) -> Record | None:
     try:

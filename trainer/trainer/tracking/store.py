@@ -64,7 +64,7 @@ class JobStore(RestStore):
         with self._job.run_lock():
             record = self._job.run_record()
             if record is None:
-                # K: a seeded process draws the same random name every time, so the job brings its own.
+                # A seeded process draws the same random name every time, so the job brings its own.
                 run = super().create_run(experiment_id, user_id, start_time, tags, run_name or self._job.run_name)
                 self._job.write_run_record(
                     RunRecord(
@@ -84,7 +84,7 @@ class JobStore(RestStore):
         return _through_job(super().get_run(run_id))
 
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> RunInfo:
-        """Keep a new name; leave the status to launch, which outlives a killed rank (E)."""
+        """Keep a new name; leave the status to launch, which outlives a killed rank."""
         record = self._job.run_record()
         if record is None or record.run_id != run_id:  # some other run, of which the script is the owner
             return super().update_run_info(run_id, run_status, end_time, run_name)
