@@ -24,6 +24,7 @@ help: ## list the commands
 
 train: $(VENV)/trainer $(SERVER) ## train without Docker, on every GPU or else the CPU; EXPERIMENT=digits, DEVICES=auto, ARGS=
 	@cd trainer && trainer fit --config configs/$(EXPERIMENT).yaml $(ARGS)
+	@$(if $(SERVER),echo "the UI stays up at $(MLFLOW_TRACKING_URI); make down stops it")
 
 server: $(VENV)/trainer ## start the embedded MLflow server on PORT=8000, unless one answers there
 	@trainer server --detach --port $(PORT)
@@ -51,7 +52,7 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python has no venv module here; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/trainer: trainer/requirements.lock trainer/pyproject.toml | $(VENV)/bin/pip
-	@echo "installing the trainer's packages into .venv (about 3 GB to download, once)"
+	@echo "installing the trainer's packages into .venv (about 3 GB to download, once; two to ten minutes)"
 	@$(PIP) --require-hashes --requirement trainer/requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable trainer
 	@touch $@

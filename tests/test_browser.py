@@ -12,6 +12,11 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from harness import Lab, free_port
 
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    # The module and not each test, for one line in pytest's summary.
+    pytest.skip("no Chromium on this machine: apt install chromium", allow_module_level=True)
+
 # Root in a container has no sandbox; the rest keeps Chromium from talking to anyone but the server.
 ARGUMENTS = [
     "--no-sandbox",
@@ -35,16 +40,7 @@ Visit = Callable[[str], AbstractContextManager[Page]]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    """Debian's Chromium; skips from here, so that pytest reports one line for all tests."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no Chromium on this machine: apt install chromium")
-    return found
-
-
-@pytest.fixture(scope="module")
-def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab with the embedded server and two short runs that differ in one parameter."""
     port = free_port()
     lab = Lab(tmp_path_factory.mktemp("lab"), f"http://127.0.0.1:{port}")
@@ -71,10 +67,10 @@ def run(lab: Lab) -> Run:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -75,7 +75,7 @@ def test_up_trains_one_finished_run(stack: Stack, trained: str) -> None:
     url = f"http://localhost:{stack.ui_port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     assert trained.count(url) == 2, "its URL stands at the start and in the summary"
     assert "FINISHED, best epoch" in trained and "test_acc" in trained
-    assert "epoch 1/15" in trained, "readable progress in the log"
+    assert "epoch 0/14" in trained, "readable progress in the log"
     assert stack.inspect("trainer")["State"]["ExitCode"] == 0
 
 

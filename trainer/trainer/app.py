@@ -130,6 +130,8 @@ def _fit_and_test(cli: TrainingCLI) -> None:
         return
     outcome = _outcome(cli)
     client.log_metrics(outcome)
+    if trainer.is_global_zero:
+        print(f"testing and logging the best checkpoint, of epoch {int(outcome['best_epoch'])}", flush=True)
     if is_overridden("test_step", model):
         # ours is trusted: this very job wrote it
         trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=False)

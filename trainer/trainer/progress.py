@@ -50,4 +50,5 @@ def progress() -> list[ProgressBar]:
 
 
 def _epoch(trainer: Trainer) -> str:
-    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+    # counted from 0 to the last, as Lightning's bar and the run's steps are
+    return f"epoch {trainer.current_epoch}/{trainer.max_epochs - 1}"

@@ -47,7 +47,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     uri = server.tracking_uri()
     server.wait_for(uri)
     job = _new_job(name)
-    _say(f"{job.run_name} on {devices}")
+    _say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
     workers.forward_signals()
     # Imported while the workers import theirs: MLflow takes seconds to load.
@@ -116,7 +116,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     latest = run.latest_metrics()
     facts = [run.status_name]
     if "best_epoch" in latest:
-        facts.append(f"best epoch {int(latest['best_epoch']) + 1} (best_epoch {int(latest['best_epoch'])} from 0)")
+        facts.append(f"best epoch {int(latest['best_epoch'])}")
     facts += [f"{key} {value:.4g}" for key, value in sorted(latest.items()) if key.startswith("test_")]
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
     _say(", ".join(facts))
@@ -124,4 +124,5 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"trainer: {line}", file=sys.stderr, flush=True)
+    # On a terminal a progress bar may stand in the line.
+    print(("\r\033[K" if sys.stderr.isatty() else "") + f"trainer: {line}", file=sys.stderr, flush=True)
