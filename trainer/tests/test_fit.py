@@ -120,7 +120,7 @@ def test_the_model_is_the_best_checkpoint_not_the_last(lab: Lab) -> None:
     assert run.data.metrics["test_acc"] < 0.9, "the first epoch's weights, not the last's, were tested"
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
     """Guards: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
     experiment = f"signal-{sent.name}"
@@ -132,6 +132,28 @@ def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int
     assert process.returncode == code, output
     assert lab.only_run(experiment).info.status == "KILLED" and "KILLED" in output
     assert not [worker for worker in workers if worker.is_running()], "a worker lives on"
+
+
+def test_a_rank_that_is_told_to_end_fails_the_job(lab: Lab) -> None:
+    """Guards: Lightning leaves a training that got SIGTERM with exit code 0, and the run says FINISHED."""
+    process = lab.start(*DIGITS, "--experiment", "rank-told", "--trainer.max_epochs", "500")
+    until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("rank-told")))
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (rank,) = (one for one in everyone if one.cmdline()[-1] == "trainer.worker" and one.environ().get("RANK") == "0")
+    rank.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "SIGTERM" in output, output
+    assert lab.only_run("rank-told").info.status == "FAILED"
+
+
+def test_a_reader_that_goes_away_costs_nothing(lab: Lab) -> None:
+    """Guards: `trainer fit | head`, or a closed terminal, that ends launch and leaves the run as RUNNING."""
+    process = lab.start(*DIGITS, "--experiment", "pipe", "--trainer.max_epochs", "2")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert lab.only_run("pipe").info.status != "RUNNING"
 
 
 def test_a_killed_rank_fails_the_job(lab: Lab) -> None:

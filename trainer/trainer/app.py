@@ -105,10 +105,15 @@ def fit(arguments: list[str], job: Job) -> None:
         UserError: The arguments or the configuration make no sense.
     """
     try:
-        cli = TrainingCLI(job, arguments)
+        try:
+            cli = TrainingCLI(job, arguments)
+        except ValueError as error:  # a class refuses an argument; jsonargparse wraps what it says
+            raise UserError(one_line(str(error))) from error
         config = cli.resolved_config()
         with client.run():
-            client.log_config(config, yaml.safe_dump(_repeatable(config), sort_keys=False))
+            text = yaml.safe_dump(_repeatable(config), sort_keys=False)
+            del config["trainer"]["default_root_dir"]  # differs in every job, and would in every comparison of two
+            client.log_config(config, text)
             client.log_params(_early_stopping(cli.trainer))
             _fit_and_test(cli)
     except (ArgumentError, MisconfigurationException) as error:

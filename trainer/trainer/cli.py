@@ -56,12 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     food11.set_defaults(run=_data_food11)
 
     server = commands.add_parser("server", help="the embedded MLflow server: SQLite and local files, no Docker")
-    server.add_argument("--port", type=int, default=os.environ.get("PORT") or "8000")
+    server.add_argument("--port", type=_port, default=os.environ.get("PORT") or "8000")
     mode = server.add_mutually_exclusive_group()
     mode.add_argument("--detach", action="store_true", help="start it in the background, unless it answers already")
     mode.add_argument("--stop", action="store_true", help="stop the one that --detach started")
     server.set_defaults(run=_server)
     return parser
+
+
+def _port(word: str) -> int:
+    if not (word.isdecimal() and 0 < int(word) < 65536):
+        raise argparse.ArgumentTypeError(f"{word} is no port; use a number from 1 to 65535")
+    return int(word)
 
 
 def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:

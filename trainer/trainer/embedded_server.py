@@ -52,6 +52,8 @@ def detach(port: int) -> int:
         raise UserError(
             f"port {port} is taken by something that is no MLflow server; choose another: PORT={port + 1}"
         ) from None
+    if _running() is not None:
+        raise UserError("this lab's MLflow server runs on another port already; stop it first: trainer server --stop")
     folder = _folder()
     log = folder / "server.log"
     with open(log, "ab") as output:
@@ -68,7 +70,9 @@ def detach(port: int) -> int:
     deadline = time.monotonic() + START_SECONDS
     while not answers(uri):
         if process.poll() is not None or time.monotonic() > deadline:
-            stop()
+            if process.poll() is None:
+                stop()
+            _pid_file().unlink(missing_ok=True)
             reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise UserError(f"the MLflow server did not come up on port {port} ({reason[0][:200]}); its log: {log}")
         time.sleep(0.3)
@@ -77,11 +81,8 @@ def detach(port: int) -> int:
 
 def stop() -> int:
     """Stop the server that `detach` started; says so where there is none."""
-    try:
-        process = psutil.Process(int(_pid_file().read_text()))
-        if "mlflow" not in " ".join(process.cmdline()):  # the pid has been given to another program since
-            raise psutil.NoSuchProcess(process.pid)
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+    process = _running()
+    if process is None:
         print("trainer: no embedded MLflow server is running")
         return 0
     family = [process, *process.children(recursive=True)]
@@ -92,6 +93,16 @@ def stop() -> int:
     _pid_file().unlink(missing_ok=True)
     print("trainer: the embedded MLflow server is stopped")
     return 0
+
+
+def _running() -> psutil.Process | None:
+    """The server that `detach` started in this lab, or None."""
+    try:
+        process = psutil.Process(int(_pid_file().read_text()))
+        # the pid may have been given to another program since
+        return process if "mlflow" in " ".join(process.cmdline()) else None
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return None
 
 
 def _command(folder: Path, port: int) -> list[str]:

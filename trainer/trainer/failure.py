@@ -29,7 +29,9 @@ def write(folder: Path, rank: int, error: BaseException) -> None:
     line = " ".join(str(error).split()) if user_error else " ".join(traceback.format_exception_only(error)[-1].split())
     failure = Failure(rank, line, user_error, time.time())
     (folder / f"rank-{rank}.txt").write_text("".join(traceback.format_exception(error)))
-    (folder / f"rank-{rank}.json").write_text(json.dumps(asdict(failure)))
+    partial = folder / f"rank-{rank}.partial"
+    partial.write_text(json.dumps(asdict(failure)))
+    partial.replace(folder / f"rank-{rank}.json")  # whole or not at all, on a full disk too
 
 
 def first(folder: Path) -> Failure | None:

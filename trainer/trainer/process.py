@@ -5,6 +5,8 @@ import os
 import signal
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+AGENT_PID = "TRAINER_AGENT_PID"
+"""Environment variable by which the torchrun agent tells its workers who their parent is."""
 
 
 def die_with_parent(parent: int) -> None:

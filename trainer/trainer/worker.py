@@ -11,13 +11,13 @@ import warnings
 
 from trainer import failure
 from trainer.errors import UserError
-from trainer.process import die_with_parent
+from trainer.process import AGENT_PID, die_with_parent
 from trainer.tracking.job import Job
 
 
 def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
-    die_with_parent(os.getppid())
+    die_with_parent(int(os.environ[AGENT_PID]))
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
     kind, *arguments = job.arguments()
     assert kind == "fit", f"unknown kind of job: {kind}"
@@ -33,9 +33,8 @@ def main() -> int:
     except UserError as error:
         failure.write(job.failures, rank, error)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
+    except BaseException as error:
+        # SystemExit too: Lightning raises one, with exit code 0, when a rank gets SIGTERM in mid-training.
         failure.write(job.failures, rank, error)
         return 1
     return 0

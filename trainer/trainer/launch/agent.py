@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from trainer.process import die_with_parent
+from trainer.process import AGENT_PID, die_with_parent
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
     """
     parent, report, *arguments = sys.argv[1:]
     die_with_parent(int(parent))
+    os.environ[AGENT_PID] = str(os.getpid())
     logging.disable(logging.ERROR)
     try:
         run(parse_args(arguments))

@@ -1,5 +1,6 @@
 """A training job from its command to its end: one run, one status, one exit code."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -54,6 +55,25 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     from trainer.launch.run import JobRun
 
     run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd()), _say)
+    try:
+        _watch(workers, run, job)
+        ending = workers.ending()
+    except BaseException as error:  # whatever happens to launch, no run is left as RUNNING
+        workers.kill()
+        run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
+        raise
+    signals = workers.signals
+    patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
+    delivered = run.close(ending, patience, give_up=lambda: workers.signals > signals)
+    _summarise(job, run, ending, time.monotonic() - start)
+    if not delivered:
+        _say(f"error: the tracking server at {uri} did not answer; what it has not got is kept in {job.folder}")
+        return ending.exit_code or 1
+    return ending.exit_code
+
+
+def _watch(workers: Workers, run: "JobRun", job: Job) -> None:
+    """Wait for the workers' end, and say what happens meanwhile."""
     stopping = False
     while workers.running():
         if run.found():
@@ -63,15 +83,6 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
             _say(f"{workers.killed_by.name}: ending the job (once more to end it at once)")
         time.sleep(POLL_SECONDS)
     run.found()
-    ending = workers.ending()
-    signals = workers.signals
-    patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
-    delivered = run.close(ending, patience, give_up=lambda: workers.signals > signals)
-    _summarise(job, run, ending, time.monotonic() - start)
-    if not delivered:
-        _say(f"error: the tracking server at {uri} did not answer; what it has not got is kept in {job.folder}")
-        return ending.exit_code or 1
-    return ending.exit_code
 
 
 def _new_job(name: str) -> Job:
@@ -124,5 +135,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
 
 
 def _say(line: str) -> None:
-    # On a terminal a progress bar may stand in the line.
-    print(("\r\033[K" if sys.stderr.isatty() else "") + f"trainer: {line}", file=sys.stderr, flush=True)
+    # On a terminal a progress bar may stand in the line. The reader may be gone (`| head`, a closed terminal): the job
+    # goes on, and its run is closed all the same.
+    with contextlib.suppress(OSError):
+        print(("\r\033[K" if sys.stderr.isatty() else "") + f"trainer: {line}", file=sys.stderr, flush=True)

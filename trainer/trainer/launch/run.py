@@ -1,6 +1,5 @@
 """The MLflow run of a job as launch sees it: found when a worker opens it, fed while the job lives, closed truly."""
 
-import signal
 from collections.abc import Callable
 
 from mlflow.entities import RunStatus, RunTag
@@ -40,9 +39,12 @@ class JobRun:
         """
         if self.url is not None or (record := self._job.run_record()) is None:
             return False
-        self.url = server.run_url(record.experiment_id, record.run_id)
         tags = [RunTag(key, value) for key, value in self._provenance.items()]
-        spool.append(self._job.spool, record_of(record.run_id, [], [], tags))
+        try:
+            spool.append(self._job.spool, record_of(record.run_id, [], [], tags))
+        except OSError:  # a full disk; the next call tries again
+            return False
+        self.url = server.run_url(record.experiment_id, record.run_id)
         self._delivery.start()
         self._system_metrics = SystemMetrics(self._job, self._say)
         self._system_metrics.start()
@@ -50,9 +52,10 @@ class JobRun:
 
     def close(self, ending: Ending, patience: float, give_up: Callable[[], bool]) -> bool:
         """Deliver everything and set the status; False if the server could not be reached for `patience` seconds."""
-        if self._system_metrics is None:
+        if self._job.run_record() is None:
             return True
-        self._system_metrics.close()
+        if self._system_metrics is not None:
+            self._system_metrics.close()
         status = _status(ending)
         delivered = self._delivery.close(status, patience, give_up)
         self.status_name = RunStatus.to_string(status) + ("" if delivered else " (the server does not know)")
@@ -63,6 +66,6 @@ class JobRun:
 
 
 def _status(ending: Ending) -> int:
-    if ending.killed_by in (signal.SIGTERM, signal.SIGINT):
+    if ending.killed_by is not None:
         return RunStatus.KILLED
     return RunStatus.FINISHED if ending.error is None else RunStatus.FAILED

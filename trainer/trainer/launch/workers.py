@@ -18,6 +18,10 @@ GRACE_SECONDS = 8.0
 hang in it until then; what they wrote is on disk, and the last checkpoint is of the last epoch, not of the signal."""
 
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What asks a job to end: `docker stop`, Ctrl-C, a closed terminal, Ctrl-\\."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a job's workers ended."""
@@ -74,9 +78,10 @@ class Workers:
         )
 
     def forward_signals(self) -> None:
-        """From here on SIGTERM and SIGINT end the workers; a second one ends them at once."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        """From here on a signal that asks for the end ends the workers; a second one ends them at once."""
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP, and so do we then
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
@@ -112,7 +117,8 @@ class Workers:
         if exit_codes:
             rank = min(exit_codes)
             return Ending(error=f"rank {rank} ended with exit code {exit_codes[rank]}")
-        return Ending(error=f"the torchrun agent ended with exit code {code}")
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return Ending(error=f"the torchrun agent {how}")
 
     def _died_of_a_signal(self) -> str | None:
         for rank, code in sorted(self._exit_codes().items()):
@@ -123,6 +129,12 @@ class Workers:
 
     def _exit_codes(self) -> dict[int, int]:
         """Exit codes of the ranks that the agent saw fail; it ended the others itself, they are not in it."""
-        if not self._report.exists():
+        try:
+            return {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
+        except (FileNotFoundError, ValueError):  # no rank failed, or a full disk kept the report out
             return {}
-        return {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
+
+    def kill(self) -> None:
+        """End all at once, whatever they do."""
+        self._agent.kill()
+        self._agent.wait()

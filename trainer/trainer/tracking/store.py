@@ -65,12 +65,13 @@ class JobStore(RestStore):
             record = self._job.run_record()
             if record is None:
                 # A seeded process draws the same random name every time, so the job brings its own.
+                experiment = self.get_experiment(experiment_id).name
                 run = super().create_run(experiment_id, user_id, start_time, tags, run_name or self._job.run_name)
                 self._job.write_run_record(
                     RunRecord(
                         run_id=run.info.run_id,
                         experiment_id=run.info.experiment_id,
-                        experiment=self.get_experiment(run.info.experiment_id).name,
+                        experiment=experiment,
                         name=run.info.run_name,
                         artifact_uri=run.info.artifact_uri,
                         start_time=run.info.start_time,
