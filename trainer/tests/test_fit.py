@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from harness import PROJECT, Lab, until
+from harness import PROJECT, Lab, alive, until
 
 DIGITS = ("fit", "--config", "configs/digits.yaml")
 
@@ -131,7 +131,7 @@ def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert lab.only_run(experiment).info.status == "KILLED" and "KILLED" in output
-    assert not [worker for worker in workers if worker.is_running()], "a worker lives on"
+    assert not alive(workers), "a worker lives on"
 
 
 def test_a_rank_that_is_told_to_end_fails_the_job(lab: Lab) -> None:
@@ -166,7 +166,7 @@ def test_a_killed_rank_fails_the_job(lab: Lab) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "rank 0 was ended by SIGKILL" in output, output
     assert lab.only_run("rank-killed").info.status == "FAILED"
-    assert not [one for one in everyone if one.is_running()], "a process lives on"
+    assert not alive(everyone), "a process lives on"
 
 
 def test_workers_die_with_launch(lab: Lab) -> None:
@@ -177,7 +177,7 @@ def test_workers_die_with_launch(lab: Lab) -> None:
     assert len(everyone) >= 3
     process.kill()
     process.communicate()
-    until(lambda: not [one for one in everyone if one.is_running()], seconds=15)
+    until(lambda: not alive(everyone), seconds=15)
 
 
 @pytest.mark.parametrize(
