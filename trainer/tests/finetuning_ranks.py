@@ -107,3 +107,6 @@ if __name__ == "__main__":
     first, _ = fit(out, CUT_OFF, train_bn)
     rest, _ = fit(out, EPOCHS, train_bn, resume=True)
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(first + rest))
+    # As the worker does: gloo's threads are not joined at the interpreter's end, which now and then aborts the process.
+    sys.stdout.flush()
+    os._exit(0)
