@@ -59,17 +59,20 @@ class Stack:
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
+    def _call(self, words: tuple[str, ...], environment: dict[str, str]) -> dict[str, Any]:
+        """The arguments of subprocess for `docker compose …`, its two outputs in one."""
+        return {
+            "args": ["docker", "compose", *words],
+            "cwd": REPOSITORY,
+            "env": {**self.environment, **environment},
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
+
     def run(self, *words: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`docker compose …`, its two outputs in one."""
-        return subprocess.run(
-            ["docker", "compose", *words],
-            cwd=REPOSITORY,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
+        """Run `docker compose …` to its end."""
+        return subprocess.run(**self._call(words, environment), timeout=timeout)
 
     def must(self, *words: str, **environment: str) -> str:
         """`docker compose …` that has to succeed; its output."""
@@ -78,14 +81,8 @@ class Stack:
         return done.stdout
 
     def start(self, *words: str, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            ["docker", "compose", *words],
-            cwd=REPOSITORY,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        """Start `docker compose …`."""
+        return subprocess.Popen(**self._call(words, environment))
 
     def inside(self, service: str, code: str) -> str:
         """Run Python in a running service that has it, or a shell line in one that has not; its output."""

@@ -39,7 +39,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         experiment: MLflow experiment; by default the job's name.
 
     Returns:
-        0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 143 or 130 for KILLED by SIGTERM or Ctrl-C.
+        0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
 
     Raises:
         UserError: The job cannot be started.
