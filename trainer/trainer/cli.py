@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from trainer import workspace
 from trainer.errors import UserError
 
 
@@ -34,19 +35,27 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every other argument goes to the LightningCLI: `--config FILE`, `--trainer.max_epochs 3`, "
         "`--model.init_args.lr 0.01`, `--print_config`, `--model.help CLASS`.",
     )
-    fit.add_argument(
-        "--accelerator",
-        default=os.environ.get("ACCELERATOR") or "auto",
-        help="auto, nvidia or cpu (default: $ACCELERATOR)",
-    )
-    fit.add_argument(
-        "--devices",
-        default=os.environ.get("DEVICES") or "auto",
-        help="number of workers, or auto: every GPU, or one on CPU",
-    )
-    fit.add_argument("--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)")
-    fit.add_argument("--name", help="the job's name (default: the configuration file's)")
+    _add_job_options(fit)
     fit.set_defaults(run=_fit)
+
+    run = commands.add_parser(
+        "run",
+        allow_abbrev=False,
+        help="run your own Lightning script, unmodified, on all devices, as one MLflow run",
+        epilog="What stands behind SCRIPT goes to the script: `trainer run --devices 2 train.py --lr 0.1`.",
+    )
+    _add_job_options(run)
+    run.add_argument("script", type=Path, metavar="SCRIPT", help="a Python file; its Trainer gets the job's devices")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
+    run.set_defaults(run=_run)
+
+    runs = commands.add_parser("runs", help="list this lab's jobs, the newest last")
+    runs.add_argument(
+        "--stale",
+        action="store_true",
+        help="close the runs of jobs that ended without a word (power loss, kill -9) or without a server",
+    )
+    runs.set_defaults(run=_runs)
 
     data = commands.add_parser("data", help="download and sort a dataset")
     datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
@@ -64,6 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accelerator",
+        default=os.environ.get("ACCELERATOR") or "auto",
+        help="auto, nvidia or cpu (default: $ACCELERATOR)",
+    )
+    parser.add_argument(
+        "--devices",
+        default=os.environ.get("DEVICES") or "auto",
+        help="number of workers, or auto: every GPU, or one on CPU",
+    )
+    parser.add_argument("--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)")
+    parser.add_argument("--name", help="the job's name (default: the file's)")
+
+
 def _port(word: str) -> int:
     if not (word.isdecimal() and 0 < int(word) < 65536):
         raise argparse.ArgumentTypeError(f"{word} is no port; use a number from 1 to 65535")
@@ -75,16 +99,34 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     if any(re.match(r"--(print_config|[\w.]+\.help)(=|$)", word) for word in rest):
         os.execv(sys.executable, [sys.executable, "-m", "trainer.app", *rest])
-    name = arguments.name or _config_name(rest) or "fit"
+    workspace.require_config_files(rest)
+    files = workspace.config_files(rest)
+    name = arguments.name or (files[-1].stem if files else "fit")
     picked = devices.pick(arguments.accelerator, arguments.devices)
     return launcher.launch(name, ["fit", *rest], picked, arguments.experiment)
 
 
-def _config_name(words: list[str]) -> str | None:
-    """The name of the last configuration file on the command line, without folder and ending."""
-    files = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    files += [after for word, after in zip(words, words[1:], strict=False) if word in ("--config", "-c")]
-    return Path(files[-1]).stem if files else None
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from trainer.launch import devices, launcher
+
+    script = arguments.script
+    if not script.is_file():
+        raise UserError(f"no script at {script}: give the path of a Python file")
+    picked = devices.pick(arguments.accelerator, arguments.devices)
+    words = ["run", str(script.resolve()), *arguments.arguments]
+    return launcher.launch(arguments.name or script.stem, words, picked, arguments.experiment)
+
+
+def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if arguments.stale:
+        from trainer.launch import stale
+
+        stale.close_all(lambda line: print(f"trainer: {line}", flush=True))
+    else:
+        from trainer.launch import jobs
+
+        print(jobs.table())
+    return 0
 
 
 def _data_food11(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -1,8 +1,10 @@
-"""A process of a job must not outlive the one that started it: an orphan would train on, unseen, to the end."""
+"""When a process of a job must end: an orphan would train on, unseen; a rank that hangs would hold up the job's end."""
 
 import ctypes
 import os
 import signal
+import threading
+import time
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AGENT_PID = "TRAINER_AGENT_PID"
@@ -21,3 +23,25 @@ def die_with_parent(parent: int) -> None:
         return
     if os.getppid() != parent:
         os._exit(1)
+
+
+def end_soon_after_sigterm(seconds: float) -> None:
+    """Have this process end `seconds` after SIGTERM at the latest, whatever its main thread is stuck in.
+
+    Where another rank has died the main thread often waits in a collective, and runs no signal handler; and Lightning's
+    handler is a collective itself (Lightning 2.6.6, signal_connector.py). Python's C handler writes the signal's number
+    into a pipe in any case. Call it from the main thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # A forked DataLoader worker that is told to end must not end this process.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(reader, 64):
+            pass
+        time.sleep(seconds)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end after SIGTERM", daemon=True).start()

@@ -11,25 +11,35 @@ import warnings
 
 from trainer import failure
 from trainer.errors import UserError
-from trainer.process import AGENT_PID, die_with_parent
+from trainer.process import AGENT_PID, die_with_parent, end_soon_after_sigterm
 from trainer.tracking.job import Job
+
+GRACE_SECONDS = 5.0
+"""From SIGTERM, which torchrun sends to the others when a rank has died, to this rank's end. Shorter than launch's, so
+that every rank of a job ends before launch has to kill them."""
 
 
 def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
     die_with_parent(int(os.environ[AGENT_PID]))
+    end_soon_after_sigterm(GRACE_SECONDS)
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
     kind, *arguments = job.arguments()
-    assert kind == "fit", f"unknown kind of job: {kind}"
     try:
         _quieten()
         _require_accelerator()
-        from trainer.app import fit
         from trainer.tracking import client
 
         if rank == 0:
             client.autolog()
-        fit(arguments, job)
+        if kind == "fit":
+            from trainer import app
+
+            app.fit(arguments, job)
+        else:
+            from trainer import script
+
+            script.run(arguments, job)
     except UserError as error:
         failure.write(job.failures, rank, error)
         return 2
@@ -46,10 +56,15 @@ def _require_accelerator() -> None:
         return
     import torch
 
-    if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+    try:
+        torch.cuda.init()  # before this, torch.cuda.device_count() is NVML's count
+        usable, why = torch.cuda.device_count(), ""
+    except (RuntimeError, AssertionError) as error:  # no driver, too old a driver, a torch without CUDA
+        usable, why = 0, f" ({str(error).split('. ')[0]})"
+    if usable < int(os.environ["LOCAL_WORLD_SIZE"]):
         raise UserError(
-            f"CUDA can use {torch.cuda.device_count()} GPU(s) here, {os.environ['LOCAL_WORLD_SIZE']} wanted; check the "
-            "driver with `nvidia-smi`, or train on the CPU with ACCELERATOR=cpu"
+            f"CUDA can use {usable} GPU(s) here, {os.environ['LOCAL_WORLD_SIZE']} wanted{why}; check the driver with "
+            "`nvidia-smi`, or train on the CPU with ACCELERATOR=cpu"
         )
 
 
@@ -60,14 +75,22 @@ def _quieten() -> None:
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*Autologging is known to be compatible.*",  # torch 2.14 with mlflow 3.17: tested here
         r".*isinstance\(treespec, LeafSpec\).*",  # deprecation inside Lightning, not the user's code
+        r".*Using `DistributedSampler` with the dataloaders.*",  # callbacks/exact_evaluation.py says it where it is true
+        r".*`tensorboardX` has been removed.*",
         r".*barrier\(\): using the device under current context.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     # Their imports set the levels that are set here.
     import lightning.pytorch  # noqa: F401
-    import pytorch_lightning  # noqa: F401
+    import pytorch_lightning  # noqa: F401  # and lightning_fabric with it
 
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "mlflow.tracking.fluent"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "pytorch_lightning",
+        "lightning_fabric",
+        "mlflow.tracking.fluent",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.autologging_utils").setLevel(logging.ERROR)
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from trainer.errors import UserError
+from trainer.sharding import ShardedBatchSampler
 from trainer.vision import ImageDataModule
-from trainer.vision.sharding import EpochSampler, ShardedBatchSampler
+from trainer.vision.epoch_sampler import EpochSampler
 
 from .exact_ranks import run
 

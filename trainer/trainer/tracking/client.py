@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mlflow
 import torch
+from mlflow.exceptions import MlflowException
+
+from trainer.tracking.job import Job
 
 MODEL_NAME = "model"
 
@@ -20,6 +24,17 @@ def autolog() -> None:
     mlflow.pytorch.autolog(log_models=False, checkpoint=False)
 
 
+def is_autologging(callback: Any) -> bool:
+    """Whether this is the callback by which MLflow's autologging follows a Trainer."""
+    cls = type(callback)
+    return cls.__module__ == "mlflow.pytorch._lightning_autolog" and cls.__name__.endswith("MlflowPLCallback")
+
+
+def has_mlflow_logger(loggers: Iterable[Any]) -> bool:
+    """Whether one of a Trainer's loggers is an MLFlowLogger, of `lightning` or of `pytorch_lightning`."""
+    return any(cls.__name__ == "MLFlowLogger" for logger in loggers for cls in type(logger).__mro__)
+
+
 @contextmanager
 def run() -> Iterator[None]:
     """The job's one run as MLflow's active run, so that autolog joins it."""
@@ -28,16 +43,47 @@ def run() -> Iterator[None]:
         yield
 
 
+def flush() -> None:
+    """Wait for what was logged in the background (`synchronous=False`, `mlflow.config.enable_async_logging`)."""
+    mlflow.flush_async_logging()
+
+
+def close_run(job: Job) -> None:
+    """End the active run; a job that has asked for none gets one all the same, since every job is one run."""
+    if job.run_record() is None:
+        mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
+        mlflow.start_run()
+    mlflow.end_run()
+
+
 def log_config(config: dict[str, Any], text: str) -> None:
     """Log a resolved configuration: every value as a param under its dotted name, and the whole as config.yaml."""
-    params = list(_flat(config).items())
-    for start in range(0, len(params), 100):  # as many as one request may carry
-        mlflow.log_params(dict(params[start : start + 100]))
+    log_params(_flat(config))
     mlflow.log_text(text, "config.yaml")
 
 
 def log_params(params: dict[str, Any]) -> None:
-    mlflow.log_params(params)
+    items = list(params.items())
+    for start in range(0, len(items), 100):  # as many as one request may carry
+        mlflow.log_params(dict(items[start : start + 100]))
+
+
+def log_hyperparameters(prefix: str, values: Mapping[str, Any]) -> None:
+    """Log nested hyperparameters as params under `<prefix>.<dotted name>`.
+
+    What MLflow refuses (a second model of the same script with other values, a name with odd characters) is left out
+    with a warning: it is no reason to end a training.
+    """
+    if not values:
+        return
+    try:
+        log_params(_flat(dict(values), prefix))
+    except MlflowException as error:
+        warnings.warn(f"hyperparameters are not recorded: {error.message}", stacklevel=2)
+
+
+def set_tag(key: str, value: str) -> None:
+    mlflow.set_tag(key, value)
 
 
 def log_metrics(metrics: dict[str, float]) -> None:

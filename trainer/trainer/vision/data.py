@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from torchvision.transforms import v2
 
 from trainer.errors import UserError
+from trainer.sharding import ShardedBatchSampler
+from trainer.vision.epoch_sampler import EpochSampler
 from trainer.vision.images import SeededDataset, open_split
-from trainer.vision.sharding import EpochSampler, ShardedBatchSampler
 
 
 class ImageDataModule(LightningDataModule):

@@ -1,0 +1,37 @@
+"""What every Trainer of a job gets beside its own callbacks, the app's Trainer and those in users' scripts alike.
+
+Lightning asks for them through its documented entry points (pyproject.toml), one for each name under which it can be
+imported: `lightning` and `pytorch_lightning` are one code base with two sets of classes. Outside a job it gets none.
+"""
+
+import os
+from importlib import import_module
+from typing import Any
+
+from trainer.tracking.job import JOB_DIR_VARIABLE, Job
+
+
+def for_lightning() -> list[Any]:
+    """The callbacks for `lightning.pytorch.Trainer`."""
+    return _for("lightning.pytorch")
+
+
+def for_pytorch_lightning() -> list[Any]:
+    """The callbacks for `pytorch_lightning.Trainer`."""
+    return _for("pytorch_lightning")
+
+
+def _for(package: str) -> list[Any]:
+    if JOB_DIR_VARIABLE not in os.environ:
+        return []
+    from trainer.callbacks.autologging import AutologgingAtTheRightTime
+    from trainer.callbacks.exact_evaluation import ExactEvaluation
+    from trainer.callbacks.hyperparameters import Hyperparameters
+    from trainer.callbacks.refusals import Refusals
+    from trainer.callbacks.replicas import EqualReplicas
+
+    mixins: list[type] = [Refusals, ExactEvaluation, AutologgingAtTheRightTime, EqualReplicas]
+    if Job.of_this_process().arguments()[0] == "run":
+        mixins.append(Hyperparameters)  # the app logs its whole configuration instead
+    callbacks = import_module(f"{package}.callbacks")
+    return [type(mixin.__name__, (mixin, callbacks.Callback), {"callbacks": callbacks})() for mixin in mixins]
