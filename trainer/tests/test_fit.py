@@ -180,26 +180,6 @@ def test_workers_die_with_launch(lab: Lab) -> None:
     until(lambda: not alive(everyone), seconds=15)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--trainer.max_epoch", "3"), "max_epoch"),
-        (("--model.init_args.learning_rate", "3"), "learning_rate"),
-        (("--model.class_path", "trainer.vision.Nothing"), "Nothing"),
-        (("--data.class_path=trainer.vision.Food11DataModule", "--data.init_args.root=/nowhere"), "/nowhere"),
-        (("--trainer.devices", "3"), "--devices"),
-    ],
-)
-def test_a_mistake_gives_one_line_and_leaves_nothing_running(lab: Lab, words: tuple[str, ...], says: str) -> None:
-    """Guards: a page of traceback for a typo, and a run left behind as RUNNING."""
-    done = lab.run(*DIGITS, "--experiment", "mistake", *words)
-    errors = [line for line in done.stdout.splitlines() if line.startswith("trainer: error:")]
-    assert done.returncode == 2 and len(errors) == 1 and says in errors[0], done.stdout
-    assert "Traceback" not in done.stdout
-    # A mistake that the parser finds makes no run; one that the data shows makes a run that failed.
-    assert [run.info.status for run in lab.runs("mistake")] in ([], ["FAILED"])
-
-
 def test_a_runs_own_config_trains_again_on_other_devices(
     lab: Lab, trained: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:

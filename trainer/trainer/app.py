@@ -17,8 +17,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer.checkpoints import best_and_last
-from trainer.config_error import one_line
+from trainer import checkpoints, class_paths, workspace
+from trainer.checkpoints import BestCheckpoint, LastCheckpoint
+from trainer.config_error import cause, one_line, wrong_option
 from trainer.errors import UserError
 from trainer.progress import progress
 from trainer.tracking import client
@@ -31,10 +32,26 @@ class TrainingCLI(LightningCLI):
     Args:
         job: Where checkpoints go.
         arguments: The command line, as words.
+
+    Raises:
+        UserError: The arguments or the configuration make no sense.
     """
 
     def __init__(self, job: Job, arguments: list[str]) -> None:
         self._job = job
+        workspace.require_config_files(arguments)
+        workspace.make_importable(arguments)
+        class_paths.check(arguments)
+        try:
+            self._read_and_build(arguments)
+        except ArgumentError as error:
+            raise UserError(wrong_option(str(error), [*self.parser.get_defaults().keys(), *LAUNCH_OPTIONS])) from error
+        except AssertionError:
+            raise
+        except Exception as error:  # a class refuses an argument, or fails in its __init__
+            raise UserError(cause(error)) from error
+
+    def _read_and_build(self, arguments: list[str]) -> None:
         super().__init__(
             args=arguments,
             run=False,
@@ -50,9 +67,15 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--monitor", default="val_loss", help="The metric that decides which checkpoint is best.")
+        parser.add_argument("--monitor", default=MONITOR, help="The metric that decides which checkpoint is best.")
         parser.add_argument(
             "--mode", default="min", choices=["min", "max"], help="Whether less of it is better, or more."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A checkpoint to go on from: weights, optimizer and epoch. It is unpickled: only load what you trust.",
         )
 
     def before_instantiate_classes(self) -> None:
@@ -64,15 +87,22 @@ class TrainingCLI(LightningCLI):
                     "ACCELERATOR=nvidia|cpu"
                 )
             given[name] = launched
+        checkpoints.require_kept(given)
+        if self.config["ckpt_path"] is not None:
+            checkpoints.require_start(self.config["ckpt_path"], given["max_epochs"])
         if given["default_root_dir"] is None:
-            given["default_root_dir"] = str(self._job.folder)
+            # Not where best.ckpt and last.ckpt are: a user's ModelCheckpoint writes here, under any name.
+            given["default_root_dir"] = str(self._job.folder / "lightning")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        validates = is_overridden("validation_step", self.model)
-        self.best, self.last = best_and_last(
-            self._job.checkpoints, self.config_init["monitor"] if validates else None, self.config_init["mode"]
-        )
-        self.trainer_defaults["callbacks"] = [self.best, self.last, *progress()]
+        monitor = self.config_init["monitor"]
+        if monitor == MONITOR and not is_overridden("validation_step", self.model):
+            monitor = None
+        every_epoch = self.config_init["trainer"]["val_check_interval"] in (None, 1.0)
+        # The best one first: the last one holds its state.
+        self.best = BestCheckpoint(self._job.checkpoints, monitor, self.config_init["mode"], every_epoch)
+        self.last = LastCheckpoint(self._job.checkpoints)
+        self.trainer_defaults["callbacks"] = [self.best, self.last, *progress(self.config_init["trainer"])]
         return super().instantiate_trainer(**kwargs)
 
     def resolved_config(self) -> dict[str, Any]:
@@ -82,6 +112,8 @@ class TrainingCLI(LightningCLI):
         return yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
+MONITOR = "val_loss"
+LAUNCH_OPTIONS = ("accelerator", "devices", "experiment", "name")
 LEFT_TO_LAUNCH: dict[str, Any] = {"accelerator": "auto", "devices": "auto", "num_nodes": 1}
 
 
@@ -104,20 +136,16 @@ def fit(arguments: list[str], job: Job) -> None:
     Raises:
         UserError: The arguments or the configuration make no sense.
     """
-    try:
+    cli = TrainingCLI(job, arguments)
+    config = cli.resolved_config()
+    with client.run():
+        text = yaml.safe_dump(_repeatable(config), sort_keys=False)
+        del config["trainer"]["default_root_dir"]  # differs in every job, and would in every comparison of two
+        client.log_config(config, text)
         try:
-            cli = TrainingCLI(job, arguments)
-        except ValueError as error:  # a class refuses an argument; jsonargparse wraps what it says
-            raise UserError(one_line(str(error))) from error
-        config = cli.resolved_config()
-        with client.run():
-            text = yaml.safe_dump(_repeatable(config), sort_keys=False)
-            del config["trainer"]["default_root_dir"]  # differs in every job, and would in every comparison of two
-            client.log_config(config, text)
-            client.log_params(_early_stopping(cli.trainer))
             _fit_and_test(cli)
-    except (ArgumentError, MisconfigurationException) as error:
-        raise UserError(one_line(str(error))) from error
+        except MisconfigurationException as error:
+            raise UserError(one_line(str(error))) from error
 
 
 def _repeatable(config: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +155,7 @@ def _repeatable(config: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_and_test(cli: TrainingCLI) -> None:
     trainer, model = cli.trainer, cli.model
-    trainer.fit(model, datamodule=cli.datamodule)
+    train(cli)
     checkpoint = cli.best.best_model_path
     if not checkpoint:  # fast_dev_run, or no epoch at all
         if trainer.is_global_zero:
@@ -137,7 +165,7 @@ def _fit_and_test(cli: TrainingCLI) -> None:
     client.log_metrics(outcome)
     if trainer.is_global_zero:
         print(f"testing and logging the best checkpoint, of epoch {int(outcome['best_epoch'])}", flush=True)
-    if is_overridden("test_step", model):
+    if _can_test(cli):
         # ours is trusted: this very job wrote it
         trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=False)
     elif trainer.is_global_zero:
@@ -146,23 +174,38 @@ def _fit_and_test(cli: TrainingCLI) -> None:
         _log_best_model(model, int(outcome["best_epoch"]))
 
 
-def _early_stopping(trainer: Trainer) -> dict[str, Any]:
-    """Parameters of early stopping; autolog knows `pytorch_lightning`'s class only, not `lightning`'s."""
-    return {
-        f"early_stopping.{name}": getattr(callback, name)
-        for callback in trainer.early_stopping_callbacks
-        for name in ("monitor", "mode", "patience", "min_delta")
-    }
+def _can_test(cli: TrainingCLI) -> bool:
+    """Whether there are both a step and data: Lightning fails on one without the other, after all the training."""
+    owners = [owner for owner in (cli.datamodule, cli.model) if owner is not None]
+    return is_overridden("test_step", cli.model) and any(is_overridden("test_dataloader", owner) for owner in owners)
+
+
+def train(cli: TrainingCLI) -> None:
+    """Fit, from `--ckpt_path` where it is given.
+
+    Raises:
+        UserError: The checkpoint is of another model, or a metric that decides is not logged.
+    """
+    start = cli.config_init["ckpt_path"]
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start, weights_only=False if start else None)
+    except (RuntimeError, ValueError) as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UserError(one_line(str(error))) from error
+        if start and (line := checkpoints.does_not_fit(error, start, cli.model)):
+            raise UserError(line) from error
+        raise
 
 
 def _outcome(cli: TrainingCLI) -> dict[str, float]:
-    """Which epoch was best (counted from 0), how good it was, and where early stopping ended the training."""
+    """Which epoch was best (counted from 0), and how good it was."""
     checkpoint = torch.load(cli.best.best_model_path, map_location="cpu", weights_only=False)
     outcome = {"best_epoch": float(checkpoint["epoch"])}
-    if cli.best.best_model_score is not None:
-        outcome[f"best_{cli.best.monitor}"] = float(cli.best.best_model_score)
-    if stopped := [stop.stopped_epoch for stop in cli.trainer.early_stopping_callbacks if stop.stopped_epoch]:
-        outcome["stopped_epoch"] = float(min(stopped))
+    score = cli.best.best_model_score
+    if score is not None and not torch.isfinite(score):
+        print(f"{cli.best.monitor} was never a finite number, so the first epoch counts as the best", flush=True)
+    elif score is not None:
+        outcome[f"best_{cli.best.monitor}"] = float(score)
     return outcome
 
 
@@ -186,8 +229,8 @@ def main() -> None:
     try:
         TrainingCLI(Job(Path(".")), arguments)
         sys.exit("trainer: error: nothing was asked for")
-    except (ArgumentError, UserError) as error:
-        print(f"trainer: error: {one_line(str(error))}", file=sys.stderr)
+    except UserError as error:
+        print(f"trainer: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -44,9 +44,15 @@ class ProgressLines(ProgressBar):
         self.print(f"{_epoch(trainer)}: {metrics}  ({time.monotonic() - self._epoch_start:.1f} s)")
 
 
-def progress() -> list[ProgressBar]:
-    """Lines where standard output is no terminal; nothing to add where it is, Lightning's own bar is live there."""
-    return [] if sys.stdout.isatty() else [ProgressLines()]
+def progress(trainer: dict[str, Any]) -> list[ProgressBar]:
+    """Lines where standard output is no terminal; nothing to add where it is, Lightning's own bar is live there.
+
+    Args:
+        trainer: The Trainer's arguments: with a progress bar of the user's own, or none wanted, nothing is added.
+    """
+    callbacks = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
+    unwanted = trainer["enable_progress_bar"] is False or any(isinstance(one, ProgressBar) for one in callbacks)
+    return [] if unwanted or sys.stdout.isatty() else [ProgressLines()]
 
 
 def _epoch(trainer: Trainer) -> str:

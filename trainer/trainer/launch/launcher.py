@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import provenance
+from trainer import provenance, workspace
 from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch.devices import Devices
@@ -54,7 +54,8 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     # Imported while the workers import theirs: MLflow takes seconds to load.
     from trainer.launch.run import JobRun
 
-    run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd()), _say)
+    tags = provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), workspace.folder(arguments))
+    run = JobRun(job, uri, tags, _say)
     try:
         _watch(workers, run, job)
         ending = workers.ending()

@@ -18,8 +18,8 @@ def repository_tags(folder: Path) -> dict[str, str]:
         commit = _git(folder, "rev-parse", "HEAD")
         branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
         changes = _git(folder, "status", "--porcelain")
-    except FileNotFoundError:
-        return {"git.missing": "git is not installed"}
+    except OSError as error:
+        return {"git.missing": "git is not installed" if folder.is_dir() else f"{folder}: {error.strerror}"}
     except subprocess.CalledProcessError as error:
         return {"git.missing": (error.stderr.strip().splitlines() or ["git failed"])[0]}
     return {
@@ -27,6 +27,31 @@ def repository_tags(folder: Path) -> dict[str, str]:
         "mlflow.source.git.branch": branch,
         "git.dirty": "true" if changes else "false",
     }
+
+
+def workspace_tags(workspace: Path, folder: Path) -> dict[str, str]:
+    """The commit of the user's own code, and whether it was dirty, where it lies in another repository than `folder`.
+
+    Args:
+        workspace: Anywhere inside the user's repository.
+        folder: Anywhere inside the repository that `repository_tags` records.
+
+    Returns:
+        `workspace.git.commit` and `workspace.git.dirty`, or `workspace.git.missing` with git's reason.
+    """
+    root = _root(workspace)
+    if root is not None and root == _root(folder):
+        return {}
+    tags = repository_tags(workspace)
+    names = ("mlflow.source.git.commit", "git.dirty", "git.missing")
+    return {f"workspace.{name.removeprefix('mlflow.source.')}": tags[name] for name in names if name in tags}
+
+
+def _root(folder: Path) -> str | None:
+    try:
+        return _git(folder, "rev-parse", "--show-toplevel")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
