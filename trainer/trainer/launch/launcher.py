@@ -104,6 +104,7 @@ def _worker_environment(uri: str, name: str, experiment: str | None, devices: De
     threads = max(1, len(os.sched_getaffinity(0)) // devices.count)
     return {
         "ACCELERATOR": devices.accelerator,
+        **devices.environment(),
         "LAB_DIR": str(lab_dir()),
         "MLFLOW_TRACKING_URI": JOB_SCHEME + uri,
         "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own

@@ -128,11 +128,12 @@ class Workers:
         return None
 
     def _exit_codes(self) -> dict[int, int]:
-        """Exit codes of the ranks that the agent saw fail; it ended the others itself, they are not in it."""
+        """Exit codes of the ranks that failed, without those that the agent ended with SIGTERM because of it."""
         try:
-            return {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
+            exit_codes = {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
         except (FileNotFoundError, ValueError):  # no rank failed, or a full disk kept the report out
             return {}
+        return {rank: code for rank, code in exit_codes.items() if code != -signal.SIGTERM} or exit_codes
 
     def kill(self) -> None:
         """End all at once, whatever they do."""

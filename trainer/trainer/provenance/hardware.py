@@ -23,14 +23,25 @@ def hardware_tags() -> dict[str, str]:
         tags["hardware.gpus"] = str(pynvml.nvmlDeviceGetCount())
         tags["hardware.driver"] = str(pynvml.nvmlSystemGetDriverVersion())
         for index in range(int(tags["hardware.gpus"])):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30
-            tags[f"hardware.gpu_{index}"] = f"{pynvml.nvmlDeviceGetName(handle)}, {memory:.0f} GiB"
+            tags[f"hardware.gpu_{index}"] = _gpu(index)
     except pynvml.NVMLError as error:
         tags["hardware.gpu_error"] = str(error)
     finally:
         pynvml.nvmlShutdown()
     return tags
+
+
+def _gpu(index: int) -> str:
+    """Name and memory; in place of either what NVML answers: one lost GPU must not hide those behind it."""
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = pynvml.nvmlDeviceGetName(handle)
+    except pynvml.NVMLError as error:
+        return str(error)
+    try:
+        return f"{name}, {pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
+    except pynvml.NVMLError as error:  # a GPU that shares the processor's memory has none to tell
+        return f"{name}, memory: {error}"
 
 
 def _cpu_model() -> str:
