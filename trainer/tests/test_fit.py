@@ -29,7 +29,7 @@ print(tuple(model(torch.zeros(5, 3, 16, 16)).shape))
 def trained(lab: Lab) -> subprocess.CompletedProcess[str]:
     """Digits for three epochs on two gloo ranks."""
     words = ("--devices", "2", "--experiment", "trained", "--trainer.max_epochs", "3")
-    return lab.run(*DIGITS, *words, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1")
+    return lab.run(*DIGITS, *words, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.5")
 
 
 def test_two_processes_make_one_finished_run(lab: Lab, trained: subprocess.CompletedProcess[str]) -> None:

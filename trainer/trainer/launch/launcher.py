@@ -55,7 +55,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     from trainer.launch.run import JobRun
 
     tags = provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), workspace.folder(arguments))
-    run = JobRun(job, uri, tags, _say)
+    run = JobRun(job, uri, tags, devices.gpus, _say)
     try:
         _watch(workers, run, job)
         ending = workers.ending()

@@ -1,6 +1,6 @@
 """The MLflow run of a job as launch sees it: found when a worker opens it, fed while the job lives, closed truly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlflow.entities import RunStatus, RunTag
 
@@ -19,12 +19,16 @@ class JobRun:
         job: Whose run.
         uri: http(s) URL of the MLflow server.
         provenance: Tags that say what the run was made from.
+        gpus: NVML's indices of the GPUs that the job runs on.
         say: Called with a line for the user.
     """
 
-    def __init__(self, job: Job, uri: str, provenance: dict[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, uri: str, provenance: dict[str, str], gpus: Sequence[int], say: Callable[[str], None]
+    ) -> None:
         self._job = job
         self._provenance = provenance
+        self._gpus = gpus
         self._say = say
         self._delivery = Delivery(job, uri, say)
         self._system_metrics: SystemMetrics | None = None
@@ -46,7 +50,7 @@ class JobRun:
             return False
         self.url = server.run_url(record.experiment_id, record.run_id)
         self._delivery.start()
-        self._system_metrics = SystemMetrics(self._job, self._say)
+        self._system_metrics = SystemMetrics(self._job, self._gpus, self._say)
         self._system_metrics.start()
         return True
 
