@@ -1,5 +1,6 @@
 """Delivery of a job's spool to a real server, through refusals and outages."""
 
+import json
 import os
 import subprocess
 import time
@@ -9,7 +10,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 
 from harness import PROJECT, TRAINER, Lab, free_port, until
-from trainer.tracking import spool
+from trainer.tracking import outbox, spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.store import record_of
@@ -18,8 +19,8 @@ from trainer.tracking.store import record_of
 @pytest.fixture(autouse=True)
 def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(name, os.environ.get(name, "7" if "RETRIES" in name else "120"))
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    monkeypatch.setenv(name, os.environ.get(name, "7"))
 
 
 def job_with_run(lab: Lab, folder: Path) -> Job:
@@ -77,8 +78,56 @@ def test_a_refused_record_is_set_aside_and_holds_up_nothing(lab: Lab, tmp_path: 
     assert len(said) == 2 and all(str(tmp_path) in line for line in said)
 
 
+def test_what_can_be_no_metric_holds_up_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Guards: a step beyond 64 bits, at which MLflow's client raises and delivery ends for good (tried)."""
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    spool.append(job.spool, record_of(run_id, [*points(0, 1), Metric("loss", 1.0, 1, 2**70)], [], []))
+    spool.append(job.spool, record_of(run_id, points(1, 2), [], []))
+    assert Delivery(job, lab.uri, print).close(RunStatus.FINISHED, patience=30)
+    assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == [0, 1]
+    assert str(2**70) in job.refused.read_text()
+
+
+def test_a_run_that_is_deleted_in_mid_training_is_said_once(lab: Lab, tmp_path: Path) -> None:
+    """Guards: a request and a line in the terminal for each value of the rest of the job (tried)."""
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    said: list[str] = []
+    delivery = Delivery(job, lab.uri, said.append)
+    delivery.start()
+    spool.append(job.spool, record_of(run_id, points(0, 1), [], []))
+    until(lambda: "loss" in delivery.latest)
+    lab.client.delete_run(run_id)
+    for step in range(1, 50):
+        spool.append(job.spool, record_of(run_id, points(step, step + 1), [], []))
+    until(job.refused.exists)
+    spool.append(job.spool, record_of(run_id, points(50, 60), [], []))
+    assert delivery.close(RunStatus.FINISHED, patience=30)
+    assert len(said) == 1 and "deleted" in said[0] and str(job.refused) in said[0], said
+    kept = [metric["step"] for line in job.refused.read_text().splitlines() for metric in json.loads(line)["metrics"]]
+    assert kept == list(range(1, 60))
+
+
+def test_the_end_is_the_jobs_and_no_model_is_left_pending(lab: Lab, tmp_path: Path) -> None:
+    """Guards: a run that ended when it was delivered; a logged model of a killed job PENDING for ever (tried)."""
+    job = job_with_run(lab, tmp_path)
+    record = job.run_record()
+    pending = lab.client.create_logged_model(record.experiment_id, "half", source_run_id=record.run_id)
+    ready = lab.client.create_logged_model(record.experiment_id, "whole", source_run_id=record.run_id)
+    lab.client.finalize_logged_model(ready.model_id, "READY")
+    of_another = lab.client.create_logged_model(record.experiment_id, "half")
+    end = record.start_time + 1234
+    assert Delivery(job, lab.uri, print).close(RunStatus.KILLED, patience=30, end_time=end)
+    info = lab.client.get_run(record.run_id).info
+    assert (info.status, info.end_time) == ("KILLED", end)
+    statuses = [str(lab.client.get_logged_model(model.model_id).status) for model in (pending, ready, of_another)]
+    assert statuses == ["FAILED", "READY", "PENDING"]
+
+
+@pytest.mark.fault
 def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
-    """Guards: delivery that stops for good, drops a batch or repeats one when the server is away for a while."""
+    """Guards: delivery that stops for good, drops a batch, a file or the order when the server is away for a while."""
     port = free_port()
     lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
     assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
@@ -92,6 +141,9 @@ def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
         until(lambda: "loss" in delivery.latest)
         lab.run("server", "--stop")
         spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
+        for text in ("first", "second"):
+            (tmp_path / "note.txt").write_text(text)
+            outbox.put(job, run_id, tmp_path / "note.txt", "notes/note.txt")
         until(lambda: any("does not answer" in line for line in said))
         subprocess.run(
             [TRAINER, "server", "--detach", "--port", str(port)], cwd=PROJECT, env=lab.environment, check=True
@@ -99,6 +151,8 @@ def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
         assert delivery.close(RunStatus.FINISHED, patience=60)
         assert any("is back" in line for line in said) and len(said) == 2
         assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(10))
+        note = lab.client.download_artifacts(run_id, "notes/note.txt", str(tmp_path))
+        assert Path(note).read_text() == "second"
     finally:
         lab.run("server", "--stop")
 

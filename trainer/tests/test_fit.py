@@ -121,7 +121,7 @@ def test_the_model_is_the_best_checkpoint_not_the_last(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
+def test_E_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
     """Guards: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
     experiment = f"signal-{sent.name}"
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
@@ -130,7 +130,8 @@ def test_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
-    assert lab.only_run(experiment).info.status == "KILLED" and "KILLED" in output
+    run = lab.only_run(experiment)
+    assert run.info.status == "KILLED" and run.data.tags["killed_by"] == sent.name and "KILLED" in output
     assert not alive(workers), "a worker lives on"
 
 

@@ -16,8 +16,7 @@ def record(number: int) -> spool.Record:
 
 
 def steps(reader: SpoolReader) -> list[int | None]:
-    lines, _ = reader.read(most=10_000)
-    return [found["metrics"][0]["step"] if found else None for found, _ in lines]
+    return [line.record["metrics"][0]["step"] if line.record else None for line in reader.read(most=10_000)]
 
 
 def _append_many(path: Path, start: int) -> None:
@@ -54,11 +53,40 @@ def test_reading_goes_on_where_the_last_delivery_ended(tmp_path: Path) -> None:
     for number in range(3):
         spool.append(path, record(number))
     reader = SpoolReader(path)
-    lines, offset = reader.read(most=2)
+    lines = reader.read(most=2)
     assert len(lines) == 2
-    reader.delivered(offset)
+    reader.delivered(lines[-1].end)
     spool.append(path, record(3))
     assert steps(SpoolReader(path)) == [2, 3]
+
+
+def test_a_place_that_a_power_loss_emptied_costs_nothing(tmp_path: Path) -> None:
+    """Guards: a job that can never be closed, since the file with its place in the spool is empty (tried)."""
+    path = tmp_path / "spool.jsonl"
+    spool.append(path, record(0))
+    (tmp_path / "spool.offset").write_text("")
+    assert steps(SpoolReader(path)) == [0]
+
+
+def test_the_two_readers_of_a_spool_keep_two_places(tmp_path: Path) -> None:
+    """Guards: metrics that are skipped because the files behind them were sent first (tried)."""
+    path = tmp_path / "spool.jsonl"
+    spool.append(path, record(0))
+    files = SpoolReader(path, ".uploads")
+    files.delivered(files.read(most=1)[-1].end)
+    assert steps(SpoolReader(path)) == [0] and steps(SpoolReader(path, ".uploads")) == []
+
+
+def test_the_newest_timestamp_is_found_behind_what_has_none(tmp_path: Path) -> None:
+    """Guards: a run that ended when somebody looked, and not at its last sign of life."""
+    path = tmp_path / "spool.jsonl"
+    assert spool.newest_timestamp(path) is None
+    for timestamp in (5, 9, 7):
+        spool.append(path, {"run_id": "r", "metrics": [{"key": "m", "value": 0, "timestamp": timestamp, "step": 0}]})
+    spool.append(path, {"run_id": "r", "artifact": "a.txt", "copy": "1-a"})
+    with open(path, "ab") as file:
+        file.write(b'{"run_id": "r", "metr')
+    assert spool.newest_timestamp(path) == 9
 
 
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """How a failed rank tells launch, which outlives it, what went wrong: one file for each rank."""
 
 import json
+import os
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.errors import UserError
+
+LOG_LINES = 200
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,25 @@ def first(folder: Path) -> Failure | None:
     """The earliest failure that any rank wrote; a user's mistake before any error that may follow from it."""
     failures = [Failure(**json.loads(file.read_text())) for file in folder.glob("rank-*.json")]
     return min(failures, key=lambda failure: (not failure.user_error, failure.time), default=None)
+
+
+def reports(folder: Path, logs: Path) -> list[Path]:
+    """What there is to read about each rank: its traceback; else, of a rank that a signal ended, its last words.
+
+    Args:
+        folder: Where the ranks wrote; gets a `rank-N.log` with the end of what a rank without a traceback printed.
+        logs: What the ranks but local rank 0 printed, as torchrun lays it out: `*/attempt_N/<rank>/stderr.log`.
+    """
+    for log in sorted(logs.glob("*/attempt_*/*/stderr.log")):  # a later attempt's log is written over an earlier one's
+        rank = log.parent.name
+        if not (folder / f"rank-{rank}.txt").exists() and (end := _end_of(log)):
+            folder.mkdir(exist_ok=True)
+            (folder / f"rank-{rank}.log").write_text(end)
+    return sorted(folder.glob("rank-*.txt")) + sorted(folder.glob("rank-*.log"))
+
+
+def _end_of(log: Path) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2**20))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "".join(f"{line}\n" for line in lines[-LOG_LINES:])

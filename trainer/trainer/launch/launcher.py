@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trainer import provenance, workspace
 from trainer.errors import UserError
 from trainer.lab import lab_dir
+from trainer.launch import jobs
 from trainer.launch.devices import Devices
 from trainer.launch.workers import Ending, Workers
 from trainer.tracking import server
@@ -47,6 +48,11 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     start = time.monotonic()
     uri = server.tracking_uri()
     server.wait_for(uri)
+    _check(name)
+    if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
+        from trainer.launch import stale
+
+        stale.close_attempts(name, uri, _say)
     job = _new_job(name)
     _say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
@@ -86,18 +92,23 @@ def _watch(workers: Workers, run: "JobRun", job: Job) -> None:
     run.found()
 
 
-def _new_job(name: str) -> Job:
+def _check(name: str) -> None:
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise UserError(
             f"the job's name {name!r} may have letters, digits, '.', '_' and '-' only; give one with --name"
         )
+
+
+def _new_job(name: str) -> Job:
+    """A new attempt at a job; this process's claim on it lasts as long as the process."""
     attempt = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    folder = lab_dir() / "state" / name / attempt
+    job = Job(lab_dir() / "state" / name / attempt)
     try:
-        folder.mkdir(parents=True)
+        job.folder.mkdir(parents=True)
+        job.claim(wait=True)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; set LAB_DIR to a folder of yours") from None
-    return Job(folder)
+        raise UserError(f"cannot write to {job.folder}: {error.strerror}; set LAB_DIR to a folder of yours") from None
+    return job
 
 
 def _worker_environment(uri: str, name: str, experiment: str | None, devices: Devices) -> dict[str, str]:

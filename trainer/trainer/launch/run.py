@@ -1,14 +1,16 @@
 """The MLflow run of a job as launch sees it: found when a worker opens it, fed while the job lives, closed truly."""
 
+import time
 from collections.abc import Callable, Sequence
 
-from mlflow.entities import RunStatus, RunTag
+from mlflow.entities import RunTag
 
+from trainer.launch.closing import close_run
 from trainer.launch.system_metrics import SystemMetrics
 from trainer.launch.workers import Ending
 from trainer.tracking import server, spool
 from trainer.tracking.delivery import Delivery
-from trainer.tracking.job import Job
+from trainer.tracking.job import EndRecord, Job
 from trainer.tracking.store import record_of
 
 
@@ -48,7 +50,7 @@ class JobRun:
             spool.append(self._job.spool, record_of(record.run_id, [], [], tags))
         except OSError:  # a full disk; the next call tries again
             return False
-        self.url = server.run_url(record.experiment_id, record.run_id)
+        self.url = server.run_url(record)
         self._delivery.start()
         self._system_metrics = SystemMetrics(self._job, self._gpus, self._say)
         self._system_metrics.start()
@@ -56,20 +58,21 @@ class JobRun:
 
     def close(self, ending: Ending, patience: float, give_up: Callable[[], bool]) -> bool:
         """Deliver everything and set the status; False if the server could not be reached for `patience` seconds."""
-        if self._job.run_record() is None:
-            return True
+        end = _end_record(ending)
         if self._system_metrics is not None:
             self._system_metrics.close()
-        status = _status(ending)
-        delivered = self._delivery.close(status, patience, give_up)
-        self.status_name = RunStatus.to_string(status) + ("" if delivered else " (the server does not know)")
+        delivered = close_run(self._job, self._delivery, end, patience, self._say, give_up)
+        self.status_name = end.status + ("" if delivered else " (the server does not know all of it)")
         return delivered
 
     def latest_metrics(self) -> dict[str, float]:
         return self._delivery.latest
 
 
-def _status(ending: Ending) -> int:
+def _end_record(ending: Ending) -> EndRecord:
+    now = int(time.time() * 1000)
     if ending.killed_by is not None:
-        return RunStatus.KILLED
-    return RunStatus.FINISHED if ending.error is None else RunStatus.FAILED
+        return EndRecord("KILLED", ending.exit_code, now, {"killed_by": ending.killed_by.name})
+    if ending.error is not None:
+        return EndRecord("FAILED", ending.exit_code, now, {"failure": ending.error})
+    return EndRecord("FINISHED", ending.exit_code, now, {})

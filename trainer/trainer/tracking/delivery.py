@@ -2,6 +2,7 @@
 
 Delivering a batch twice does no harm: the server keeps one of equal (key, step, timestamp, value). So the place in
 the spool moves on only after the server has taken a batch, and a crash repeats the last batch at most.
+Files have a queue of their own (uploads.py).
 """
 
 import json
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import LifecycleStage, LoggedModelStatus, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -26,10 +27,15 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from trainer.tracking import spool
 from trainer.tracking.job import Job
 from trainer.tracking.spool import Record, SpoolReader
+from trainer.tracking.uploads import Uploads
 
 INTERVAL_SECONDS = 1.0
+UPLOADS_SECONDS = 10.0
+"""How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
+MODEL_TRIES = 3
 # Answers that no later try can change; anything else (no connection, 5xx, 429) is tried again.
 FINAL_ANSWERS = {
     ErrorCode.Name(code)
@@ -57,50 +63,94 @@ class Delivery:
         self._say = say
         # This loop is the retry; MLflow's own would hold one request for minutes.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self._store = RestStore(partial(get_default_host_creds, server_uri))
         self._reader = SpoolReader(job.spool)
+        self._uploads = Uploads(job, server_uri, say)
         self._away_since: float | None = None
         self._aside: list[tuple[bytes, str]] = []
         self._last_os_error = ""
+        self._run_is_gone = False
+        self._model_tries = 0
         self._stop = threading.Event()
+        self._abandoned = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop, name="delivery", daemon=True)
         self.latest: dict[str, float] = {}
         """The newest value of each metric that passed, for the summary."""
 
     def start(self) -> None:
         self._thread.start()
+        self._uploads.start()
+
+    def run(self) -> Run | None:
+        """The job's run as the server has it now; None where it has no such run.
+
+        Raises:
+            MlflowException: The server is away.
+        """
+        record = self._job.run_record()
+        assert record is not None, "asked for a job that has a run"
+        try:
+            return self._store.get_run(record.run_id)
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return None
+            raise
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
             self._try(self._deliver_pending)
 
-    def close(self, status: int, patience: float, give_up: Callable[[], bool] = lambda: False) -> bool:
+    def close(
+        self,
+        status: int,
+        patience: float,
+        give_up: Callable[[], bool] = lambda: False,
+        end_time: int | None = None,
+    ) -> bool:
         """Deliver what is left, then set the run's status.
 
         Args:
             status: The truth about the job, one of `mlflow.entities.RunStatus`.
             patience: Seconds to go on trying while the server does not answer.
             give_up: Asked between tries; True ends them.
+            end_time: When the job ended, in milliseconds since the epoch; by default now.
 
         Returns:
             Whether everything, the status included, has reached the server.
         """
+        # In a thread, since a request may hang for longer than anyone here has patience.
+        closing = threading.Thread(target=self._close, args=(status, end_time or get_current_time_millis()))
+        closing.daemon = True
+        closing.start()
+        began, said = time.monotonic(), False
+        while closing.is_alive():
+            closing.join(0.1)
+            waited = time.monotonic() - began
+            if give_up() or waited > patience:
+                self._abandoned.set()
+                self._uploads.abandon()
+                break
+            if waited > 3 and not said:
+                said = True
+                self._say(f"the job has ended; waiting up to {patience:.0f} s for the tracking server (Ctrl-C ends it)")
+        return self._closed
+
+    def _close(self, status: int, end_time: int) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        deadline = time.monotonic() + patience
-        waiting = False
-        while not (self._try(self._deliver_pending) and self._set_status(status)):
-            if not waiting:
-                waiting = True
-                self._say(f"the job has ended; waiting up to {patience:.0f} s for the tracking server (Ctrl-C ends it)")
-            next_try = time.monotonic() + INTERVAL_SECONDS
-            while time.monotonic() < next_try:
-                if give_up() or time.monotonic() > deadline:
-                    return False
-                time.sleep(0.1)
-        return True
+        self._uploads.finish()
+        began, told = time.monotonic(), False
+        while not self._abandoned.is_set():
+            delivered = self._try(self._deliver_pending)
+            uploaded = self._uploads.done(within=INTERVAL_SECONDS)
+            if delivered and not told and (uploaded or time.monotonic() - began > UPLOADS_SECONDS):
+                told = self._finish_models() and self._set_status(status, end_time)
+            if delivered and uploaded and told:
+                self._closed = True
+                return
+            self._abandoned.wait(INTERVAL_SECONDS)
 
     def _try(self, deliver: Callable[[], bool]) -> bool:
         try:
@@ -112,68 +162,114 @@ class Delivery:
             return False
 
     def _deliver_pending(self) -> bool:
-        """Deliver every complete record; False if the server did not take them all."""
-        while True:
-            lines, offset = self._reader.read(most=MAX_ENTITIES_PER_BATCH)
-            if not lines:
-                return True
-            self._aside = [(raw, "unreadable") for record, raw in lines if record is None]
-            records = [record for record, _ in lines if record is not None]
+        """Deliver every complete record of values; False if the server did not take them all."""
+        while lines := self._reader.read(most=MAX_ENTITIES_PER_BATCH):
+            self._aside = [(line.raw, "unreadable") for line in lines if line.record is None and line.raw.strip()]
+            records = [line.record for line in lines if line.record is not None and "artifact" not in line.record]
             for batch in _batches(records):
                 if not self._deliver(batch):
                     return False
             # Only now, with the place that moves on: a later try would set the same records aside once more.
-            for raw, reason in self._aside:
-                self._set_aside(raw, reason)
-            self._reader.delivered(offset)
+            self._set_aside()
+            self._reader.delivered(lines[-1].end)
+        return True
 
     def _deliver(self, batch: list[Record]) -> bool:
         """Post one batch; False if the server is away."""
         try:
-            self._post(_merged(batch))
+            values = _values(_merged(batch))
+        except Exception as error:  # whatever MLflow's entities say to what is no value of theirs
+            return self._refused(batch, str(error))
+        try:
+            self._store.log_batch(batch[0]["run_id"], *values)
         except MlflowException as error:
             if error.error_code not in FINAL_ANSWERS:
-                return self._away(error)
-            if len(batch) > 1:  # find the one that is refused; the others must not suffer for it
-                return all(self._deliver([record]) for record in batch)
-            if parts := _parts(batch[0]):
-                return all(self._deliver([part]) for part in parts)
-            self._aside.append((json.dumps(batch[0]).encode() + b"\n", error.message))
+                return self._away(str(error.message))
+            try:
+                self._note_whether_the_run_is_gone()
+            except MlflowException as error:
+                return self._away(str(error.message))
+            return self._refused(batch, str(error.message))
+        except ValueError as error:  # no answer of an MLflow server's: a proxy's page, say
+            return self._away(str(error))
+        self._run_is_gone = False
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})
         return True
 
-    def _post(self, record: Record) -> None:
-        self._store.log_batch(
-            record["run_id"],
-            [Metric(**metric) for metric in record.get("metrics", [])],
-            [Param(**param) for param in record.get("params", [])],
-            [RunTag(**tag) for tag in record.get("tags", [])],
-        )
+    def _refused(self, batch: list[Record], reason: str) -> bool:
+        """Set aside what is refused, and deliver the rest of the batch; False if the server is away."""
+        if self._run_is_gone:  # all of it is, and that has been said
+            self._aside += [(_line(record), "") for record in batch]
+            return True
+        if len(batch) > 1:  # find the one that is refused; the others must not suffer for it
+            return all(self._deliver([record]) for record in batch)
+        if parts := _parts(batch[0]):
+            return all(self._deliver([part]) for part in parts)
+        self._aside.append((_line(batch[0]), reason))
+        self._back()
+        return True
 
-    def _set_status(self, status: RunStatus) -> bool:
+    def _note_whether_the_run_is_gone(self) -> None:
+        """See to it that a run which was deleted in mid-training is said once, and not with every record.
+
+        Raises:
+            MlflowException: The server is away.
+        """
+        run = self.run()
+        gone = run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE
+        if gone and not self._run_is_gone:
+            self._say(f"the run was deleted on the server; what the job still writes is kept in {self._job.refused}")
+        self._run_is_gone = gone
+
+    def _finish_models(self) -> bool:
+        """Mark models that nobody has finished as failed: a killed job leaves them PENDING.
+
+        False to try again. A server that does not know logged models must not withhold the status for ever.
+        """
         record = self._job.run_record()
         if record is None:
             return True
         try:
-            self._store.update_run_info(record.run_id, status, get_current_time_millis(), None)
+            token = None
+            while True:
+                page = self._store.search_logged_models(
+                    [record.experiment_id], f"source_run_id = '{record.run_id}'", page_token=token
+                )
+                for model in page:
+                    if model.status == LoggedModelStatus.PENDING:
+                        self._store.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+                if not (token := page.token):
+                    return True
+        except MlflowException as error:
+            self._model_tries += 1
+            return error.error_code in FINAL_ANSWERS or self._model_tries >= MODEL_TRIES
+
+    def _set_status(self, status: int, end_time: int) -> bool:
+        record = self._job.run_record()
+        if record is None:
+            return True
+        try:
+            self._store.update_run_info(record.run_id, status, end_time, None)
         except MlflowException as error:
             if error.error_code not in FINAL_ANSWERS:
-                return self._away(error)
-            self._say(f"the server refused status {RunStatus.to_string(status)}: {error.message}")
+                return self._away(str(error.message))
+            if not self._run_is_gone:
+                self._say(f"the server refused status {RunStatus.to_string(status)}: {error.message}")
         return True
 
-    def _set_aside(self, raw: bytes, reason: str) -> None:
-        refused = self._job.folder / "refused.jsonl"
-        with open(refused, "ab") as file:
-            file.write(raw)
-        self._say(f"one record is set aside in {refused}: {' '.join(reason.split())[:200]}")
+    def _set_aside(self) -> None:
+        if self._aside:
+            spool.set_aside(self._job.refused, [raw for raw, _ in self._aside])
+        for _, reason in self._aside:
+            if reason:
+                self._say(f"one record is set aside in {self._job.refused}: {' '.join(reason.split())[:200]}")
 
-    def _away(self, error: MlflowException) -> bool:
+    def _away(self, reason: str) -> bool:
         if self._away_since is None:
             self._away_since = time.monotonic()
-            reason = str(error.message).rsplit(":", 1)[-1].strip(" ')")
+            reason = reason.rsplit(":", 1)[-1].strip(" ')")
             self._say(
                 f"the tracking server does not answer ({reason[:120]}); training goes on, its records wait on disk"
             )
@@ -183,6 +279,23 @@ class Delivery:
         if self._away_since is not None:
             self._say(f"the tracking server is back after {time.monotonic() - self._away_since:.0f} s")
             self._away_since = None
+
+
+def _values(record: Record) -> tuple[list[Metric], list[Param], list[RunTag]]:
+    """A record's values as MLflow's entities, tried as what goes over the wire; raises whatever MLflow raises."""
+    values = (
+        [Metric(**metric) for metric in record["metrics"]],
+        [Param(**param) for param in record["params"]],
+        [RunTag(**tag) for tag in record["tags"]],
+    )
+    for kind in values:
+        for value in kind:
+            value.to_proto()
+    return values
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _batches(records: list[Record]) -> list[list[Record]]:

@@ -1,4 +1,4 @@
-"""One job's folder on disk: the one run it owns, what is still to be delivered, its checkpoints."""
+"""One job's folder on disk: the one run it owns, what is still to be delivered, how it ended, its checkpoints."""
 
 import contextlib
 import fcntl
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 JOB_DIR_VARIABLE = "TRAINER_JOB_DIR"
 
@@ -23,10 +24,30 @@ class RunRecord:
     start_time: int
     """Milliseconds since the epoch."""
     user_id: str
+    server: str = ""
+    """URL of the MLflow server that it is on, as the job reached it."""
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """How a job ended; written before the server is told, and again once the server knows all of it."""
+
+    status: str
+    """FINISHED, FAILED or KILLED."""
+    exit_code: int | None
+    """None where launch vanished, so that nobody got one."""
+    end_time: int
+    """Milliseconds since the epoch."""
+    tags: dict[str, str]
+    """What the run's tags say about its end."""
+    delivered: bool = False
 
 
 class Job:
     """A job's folder. Launch and every worker of the job open the same one.
+
+    Launch has a claim on it for as long as it lives. A folder with a run, no delivered end and no claim belongs to a
+    job that lost its launch, by a power loss say, and whoever finds it may claim it and close the run.
 
     Args:
         folder: `$LAB_DIR/state/<job>/<attempt>`; the attempt's name is the run's name.
@@ -34,6 +55,7 @@ class Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._claim: IO[bytes] | None = None
 
     @classmethod
     def of_this_process(cls) -> "Job":
@@ -55,6 +77,16 @@ class Job:
     def spool(self) -> Path:
         """What the job wrote and the server may not have yet (spool.py)."""
         return self.folder / "spool.jsonl"
+
+    @property
+    def outbox(self) -> Path:
+        """Copies of files that the job logged and the server may not have yet (outbox.py)."""
+        return self.folder / "outbox"
+
+    @property
+    def refused(self) -> Path:
+        """What the server refused for good: records as lines; files lie in the folder of the same name."""
+        return self.folder / "refused.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -94,9 +126,7 @@ class Job:
 
     def write_run_record(self, record: RunRecord) -> None:
         """Record the job's run, whole or not at all."""
-        partial = self._run_file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(record), indent=2))
-        os.replace(partial, self._run_file)
+        _write_whole(self._run_file, json.dumps(asdict(record), indent=2))
 
     @contextlib.contextmanager
     def run_lock(self) -> Iterator[None]:
@@ -104,3 +134,73 @@ class Job:
         with open(self.folder / "run.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    @property
+    def _end_file(self) -> Path:
+        return self.folder / "ending.json"
+
+    def end_record(self) -> EndRecord | None:
+        """How the job ended, or None while it runs or where launch vanished."""
+        try:
+            return EndRecord(**json.loads(self._end_file.read_text()))
+        except FileNotFoundError:
+            return None
+
+    def write_end_record(self, record: EndRecord) -> None:
+        """Record how the job ended, whole or not at all; only for the process that has the claim."""
+        _write_whole(self._end_file, json.dumps(asdict(record), indent=2))
+
+    @property
+    def _claim_file(self) -> Path:
+        return self.folder / "launch.lock"
+
+    def claim(self, wait: bool = False) -> bool:
+        """Take the job into this process's hands; the kernel takes it back when the process ends, however it ends.
+
+        Args:
+            wait: Wait for whoever has it, instead of returning False.
+        """
+        file = open(self._claim_file, "ab")  # noqa: SIM115 (kept open; no child inherits it)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._claim = file
+        return True
+
+    def release(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    def is_claimed(self) -> bool:
+        """Whether some process has the job in its hands now."""
+        try:
+            with open(self._claim_file, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, through a power loss too."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

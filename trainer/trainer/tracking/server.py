@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 
 from trainer.errors import UserError
+from trainer.tracking.job import RunRecord
 
 DEFAULT_URI = "http://127.0.0.1:8000"
 PATIENCE_SECONDS = 20.0
@@ -26,13 +27,10 @@ def tracking_uri() -> str:
     return uri.rstrip("/")
 
 
-def ui_uri() -> str:
-    """The server's URL as the user's browser reaches it, for printing only (`MLFLOW_UI_URL`)."""
-    return (os.environ.get("MLFLOW_UI_URL") or tracking_uri()).rstrip("/")
-
-
-def run_url(experiment_id: str, run_id: str) -> str:
-    return f"{ui_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
+def run_url(run: RunRecord) -> str:
+    """Where the user's browser finds a run, for printing only; `MLFLOW_UI_URL` where it knows the server otherwise."""
+    base = os.environ.get("MLFLOW_UI_URL") or run.server or tracking_uri()
+    return f"{base.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
 def answers(uri: str, timeout: float = 5.0) -> bool:

@@ -1,13 +1,27 @@
-"""The spool: what a job wrote to its run, one JSON object a line, in order, on disk before the writer goes on."""
+"""The spool: what a job wrote to its run, one JSON object a line, in order, on disk before the writer goes on.
+
+Two readers go through it, each with a place of its own: one for values (delivery.py), one for files (uploads.py).
+"""
 
 import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Record = dict[str, Any]
-"""`{"run_id": …, "metrics": […], "params": […], "tags": […]}`: the arguments of one `log_batch`, as plain values."""
+"""Either `{"run_id": …, "metrics": […], "params": […], "tags": […]}`, the arguments of one `log_batch` as plain values,
+or `{"run_id": …, "artifact": path in the run, "copy": folder in the outbox}`, a file (outbox.py)."""
+
+
+class Line(NamedTuple):
+    """One line of the spool."""
+
+    record: Record | None
+    """None where the line is no valid record."""
+    raw: bytes
+    end: int
+    """The offset behind it."""
 
 
 def append(spool: Path, record: Record) -> None:
@@ -31,6 +45,12 @@ def append(spool: Path, record: Record) -> None:
             raise
 
 
+def set_aside(refused: Path, lines: list[bytes]) -> None:
+    """Keep lines that the server refuses for good where the user can find them."""
+    with open(refused, "ab") as file:
+        file.writelines(lines)
+
+
 def _ends_with_newline(spool: Path, end: int) -> bool:
     with open(spool, "rb") as file:
         file.seek(end - 1)
@@ -38,37 +58,53 @@ def _ends_with_newline(spool: Path, end: int) -> bool:
 
 
 class SpoolReader:
-    """Reads a spool from where the last delivery ended; the place is kept beside the spool."""
+    """Reads a spool from where the last delivery ended; the place is kept beside the spool.
 
-    def __init__(self, spool: Path) -> None:
+    Args:
+        spool: The file.
+        place: The ending of the file that keeps the place.
+    """
+
+    def __init__(self, spool: Path, place: str = ".offset") -> None:
         self._spool = spool
-        self._offset_file = spool.with_suffix(".offset")
-        self._offset = int(self._offset_file.read_text()) if self._offset_file.exists() else 0
+        self._offset_file = spool.with_suffix(place)
+        try:
+            self._offset = int(self._offset_file.read_text())
+        except (FileNotFoundError, ValueError):  # a power loss may leave it empty; to deliver twice does no harm
+            self._offset = 0
 
-    def read(self, most: int) -> tuple[list[tuple[Record | None, bytes]], int]:
-        """Up to `most` complete lines that are not delivered yet, and the offset behind them.
+    def read(self, most: int) -> list[Line]:
+        """Up to `most` complete lines that are not delivered yet.
 
-        Each line comes as the record and its bytes; the record is None where the line is no valid record.
         A last line without its newline is still being written and is left for the next time.
         """
-        records: list[tuple[Record | None, bytes]] = []
-        end = self._offset
+        lines: list[Line] = []
         if not self._spool.exists():
-            return records, end
+            return lines
         with open(self._spool, "rb") as file:
             file.seek(self._offset)
-            while len(records) < most and (line := file.readline()).endswith(b"\n"):
-                end = file.tell()
-                if line.strip():
-                    records.append((_parse(line), line))
-        return records, end
+            while len(lines) < most and (raw := file.readline()).endswith(b"\n"):
+                lines.append(Line(_parse(raw), raw, file.tell()))
+        return lines
 
     def delivered(self, offset: int) -> None:
         """Everything before `offset` has reached the server or was set aside."""
-        partial = self._offset_file.with_suffix(".partial")
+        partial = self._offset_file.with_suffix(f"{self._offset_file.suffix}-partial")
         partial.write_text(str(offset))
         os.replace(partial, self._offset_file)
         self._offset = offset
+
+
+def newest_timestamp(spool: Path) -> int | None:
+    """The newest timestamp (in milliseconds) among the last metrics of a spool; None where there are none."""
+    try:
+        with open(spool, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+            records = [_parse(line) for line in file.readlines()]
+    except FileNotFoundError:
+        return None
+    metrics = [metric for record in records if record for metric in record.get("metrics", [])]
+    return max((int(metric["timestamp"]) for metric in metrics), default=None)
 
 
 def _parse(line: bytes) -> Record | None:

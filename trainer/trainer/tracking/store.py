@@ -55,6 +55,7 @@ class JobStore(RestStore):
     def __init__(self, server_uri: str, job: Job) -> None:
         super().__init__(partial(get_default_host_creds, server_uri))
         self._job = job
+        self._server_uri = server_uri
         self._params: dict[tuple[str, str], str] = {}
 
     def create_run(
@@ -76,6 +77,7 @@ class JobStore(RestStore):
                         artifact_uri=run.info.artifact_uri,
                         start_time=run.info.start_time,
                         user_id=run.info.user_id,
+                        server=self._server_uri,
                     )
                 )
                 return _through_job(run)
@@ -127,8 +129,8 @@ class JobStore(RestStore):
     def set_tag(self, run_id: str, tag: RunTag) -> None:
         self.log_batch(run_id, [], [], [tag])
 
-    # Logged models: their ids come from the server, so these calls stay synchronous; only the place where their
-    # files go is led through the job.
+    # Logged models: their ids come from the server, so these calls stay synchronous, and so far their files are still
+    # sent at once as well; only the place where they go is led through the job.
 
     def create_logged_model(self, *args: Any, **kwargs: Any) -> LoggedModel:
         return _model_through_job(super().create_logged_model(*args, **kwargs))

@@ -1,0 +1,113 @@
+"""Closes the runs of jobs that lost their launch: after a power loss, a kill -9, or an end without a server.
+
+What such a job left in its spool and outbox is delivered first. Its end is the recorded one, or else the last sign of
+life in its folder. Two who find the same job do not meet: whoever has the claim closes it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from mlflow.entities import Run, RunStatus
+from mlflow.exceptions import MlflowException
+
+from trainer.errors import UserError
+from trainer.launch import jobs
+from trainer.launch.closing import close_run
+from trainer.tracking import server, spool
+from trainer.tracking.delivery import Delivery
+from trainer.tracking.job import EndRecord, Job, RunRecord
+
+LOST = "lost: launch ended without a word (power loss, kill -9 or out of memory)"
+PATIENCE_SECONDS = 30.0
+SERVER_SECONDS = 5.0
+"""How long `trainer runs --stale` waits for a server to answer at all."""
+
+
+def close_all(say: Callable[[str], None]) -> None:
+    """Close every stale run of this lab.
+
+    Raises:
+        UserError: The server is away; what it has not got stays where it is.
+    """
+    found = jobs.stale_attempts()
+    if not found:
+        say("no stale run")
+        return
+    uri = server.tracking_uri()
+    server.wait_for(uri, SERVER_SECONDS)
+    kept = [job.run_name for job in found if not close(job, uri, say)]
+    if kept:
+        raise UserError(f"{uri} did not take all of {', '.join(kept)}; nothing is lost, try again when it is well")
+
+
+def close_attempts(name: str, uri: str, say: Callable[[str], None]) -> None:
+    """Close the stale runs of one job before its next start, which goes on whatever happens here."""
+    for job in jobs.stale_attempts(name):
+        try:
+            if not close(job, uri, say):
+                return
+        except Exception as error:  # an old job's damaged folder is no reason not to train
+            say(f"{job.run_name} could not be closed: {error}")
+
+
+def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
+    """Close one stale run and say so.
+
+    Returns:
+        Whether nothing is left to do here; False where the server is away.
+    """
+    if not job.claim():
+        say(f"{job.run_name}: another process has it in hand")
+        return True
+    try:
+        run = job.run_record()
+        if run is None or not jobs.is_open(job):  # another process was faster
+            return True
+        delivery = Delivery(job, uri, lambda line: say(f"{job.run_name}: {line}"))
+        try:
+            there = delivery.run()
+        except MlflowException as error:
+            say(f"{job.run_name}: {uri} does not answer: {' '.join(str(error.message).split())[:200]}")
+            return False
+        if there is None:
+            return _without_run(job, run, uri, say)
+        end = job.end_record() or _end_of(job, run, there)
+        if not close_run(job, delivery, end, PATIENCE_SECONDS, say):
+            return False
+        how = f" ({end.tags['killed_by']})" if "killed_by" in end.tags else ""
+        say(f"{job.run_name}: closed as {end.status}, ended {_local(end.end_time)}{how}")
+        return True
+    finally:
+        job.release()
+
+
+def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:
+    """The end of a job whose launch left no word of it."""
+    last_sign = max(run.start_time, _last_sign_of_life(job))
+    status = RunStatus.from_string(there.info.status)
+    if RunStatus.is_terminated(status):  # launch got that far, or somebody closed the run by hand
+        return EndRecord(there.info.status, None, there.info.end_time or last_sign, {})
+    return EndRecord("KILLED", None, last_sign, {"killed_by": LOST})
+
+
+def _last_sign_of_life(job: Job) -> int:
+    """The newest timestamp in the spool; its file's, where that is older or where it has none."""
+    file = job.spool if job.spool.exists() else job.folder / "run.json"
+    modified = int(file.stat().st_mtime * 1000)
+    return min(modified, spool.newest_timestamp(job.spool) or modified)
+
+
+def _without_run(job: Job, run: RunRecord, uri: str, say: Callable[[str], None]) -> bool:
+    """Nothing can be closed; say which server has the run, or that it is gone for good."""
+    if run.server != uri:
+        where = f"; it was opened on {run.server}" if run.server else ""
+        say(f"{job.run_name}: its run is not on {uri}{where}; left as it is")
+        return True
+    end = job.end_record() or EndRecord("KILLED", None, max(run.start_time, _last_sign_of_life(job)), {})
+    job.write_end_record(EndRecord(end.status, end.exit_code, end.end_time, end.tags, delivered=True))
+    say(f"{job.run_name}: its run is no longer on {uri}; what it had not got stays in {job.folder}")
+    return True
+
+
+def _local(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}"

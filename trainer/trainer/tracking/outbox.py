@@ -1,0 +1,74 @@
+"""The outbox: files that a job logged, as they were then, until the server has them.
+
+`outbox/<copy>/<path in the run>`, each named by a record in the spool. Nothing here waits for the server.
+"""
+
+import os
+import posixpath
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from trainer.tracking import spool
+from trainer.tracking.job import Job, sync_folder
+
+
+def put(job: Job, run_id: str, file: Path, path: str) -> None:
+    """Keep a copy of a file for the server, on disk when this returns.
+
+    Args:
+        job: Whose outbox.
+        run_id: The job's run.
+        file: What to copy.
+        path: Where it goes among the run's artifacts.
+
+    Raises:
+        OSError: The file cannot be read, or the copy not be written; nothing of it remains.
+    """
+    name = f"{time.time_ns()}-{secrets.token_hex(4)}"  # sorts by time
+    folder = job.outbox / name
+    copy = folder / path
+    try:
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(file, copy)
+        with open(copy, "rb") as written:
+            os.fsync(written.fileno())
+        for parent in copy.parents:
+            sync_folder(parent)
+            if parent == job.folder:
+                break
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        spool.append(job.spool, {"run_id": run_id, "artifact": path, "copy": name})
+    except OSError:  # at anything else, a signal say, the record may be written and the copy must stay
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def find(job: Job, path: str) -> Path | None:
+    """The newest copy of an artifact that still waits, or None."""
+    return next((copy / path for copy in _newest_first(job) if (copy / path).is_file()), None)
+
+
+def children(job: Job, folder: str) -> dict[str, int | None]:
+    """The artifacts that wait directly under a folder: path to size, or to None for a folder."""
+    found: dict[str, int | None] = {}
+    for copy in _newest_first(job):
+        try:
+            for child in (copy / folder).iterdir():
+                found.setdefault(posixpath.join(folder, child.name), None if child.is_dir() else child.stat().st_size)
+        except (FileNotFoundError, NotADirectoryError):  # sent meanwhile, or no folder in this copy
+            continue
+    return found
+
+
+def clear(job: Job) -> None:
+    """Remove what a writer that died in mid-copy left; only once all that the spool names is delivered."""
+    shutil.rmtree(job.outbox, ignore_errors=True)
+
+
+def _newest_first(job: Job) -> list[Path]:
+    return sorted(job.outbox.iterdir(), reverse=True) if job.outbox.is_dir() else []

@@ -1,0 +1,192 @@
+"""Delivers the files of a job's spool to the run's artifacts, one at a time and in order, beside the values.
+
+They have a place of their own in the spool and a thread of their own, so that a large or a refused file holds up no
+metric. A copy is removed once the server has it, and only then the place moves on: a crash repeats one upload at most.
+
+What the server refuses for good (4xx) is set aside. What fails while the server otherwise answers is tried
+`TRIES` times with growing pauses; then, where the artifact store can still list the run's files, it is the file that is
+at fault, and it is set aside, else the store is down, and all wait for it. Nothing is ever thrown away: what is set
+aside lies in the job's `refused/`.
+"""
+
+import os
+import posixpath
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from trainer.errors import UserError
+from trainer.tracking import server, spool
+from trainer.tracking.job import Job
+from trainer.tracking.spool import Line, SpoolReader
+
+INTERVAL_SECONDS = 1.0
+TRIES = 5
+FINAL_STATUSES = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.GONE,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
+
+
+class Uploads:
+    """Sends files from a thread of its own.
+
+    Args:
+        job: Whose spool and outbox.
+        server_uri: http(s) URL of the MLflow server.
+        say: Called with one line for the user when a file is set aside, or when the store takes none.
+    """
+
+    def __init__(self, job: Job, server_uri: str, say: Callable[[str], None]) -> None:
+        self._job = job
+        self._server_uri = server_uri
+        self._say = say
+        self._reader = SpoolReader(job.spool, ".uploads")
+        self._repository: ArtifactRepository | None = None
+        self._tries = 0
+        self._said = ""
+        self._all_sent = False
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="uploads", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        """The job has ended: go on until all is sent, then stop."""
+        self._closing.set()
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def done(self, within: float) -> bool:
+        """After `finish`: whether all is sent, or set aside; waits for it up to `within` seconds."""
+        self._thread.join(within)
+        return self._all_sent
+
+    def abandon(self) -> None:
+        """Try nothing more; what waits stays in the outbox."""
+        self._abandoned.set()
+
+    def _loop(self) -> None:
+        while not self._abandoned.is_set():
+            closing = self._closing.is_set()
+            try:
+                sent = self._send_pending()
+            except OSError as error:  # the state folder's disk
+                sent = False
+                self._say_once(f"files wait in {self._job.outbox}: {error}")
+            if sent and closing:
+                self._all_sent = True
+                return
+            if sent:
+                self._closing.wait(INTERVAL_SECONDS)
+            else:
+                self._abandoned.wait(INTERVAL_SECONDS * 2 ** max(0, self._tries - 1))
+
+    def _send_pending(self) -> bool:
+        """Send every file that waits; False if one is to be tried again."""
+        while lines := self._reader.read(most=1000):
+            for line in lines:
+                if line.record is None or "artifact" not in line.record:
+                    continue
+                if self._abandoned.is_set() or not self._send(line):
+                    return False
+                self._reader.delivered(line.end)
+            self._reader.delivered(lines[-1].end)
+        return True
+
+    def _send(self, line: Line) -> bool:
+        assert line.record is not None
+        path = line.record["artifact"]
+        folder = self._job.outbox / line.record["copy"]
+        if not (folder / path).exists():  # the last upload before a crash
+            return True
+        try:
+            self._to_store().log_artifact(str(folder / path), posixpath.dirname(path) or None)
+        except Exception as error:  # each kind of store has errors of its own
+            return self._failed(line, error)
+        self._tries = 0
+        if self._said:
+            self._said = ""
+            self._say("the artifact store takes files again")
+        _remove(folder / path, folder)
+        return True
+
+    def _failed(self, line: Line, error: Exception) -> bool:
+        """Decide on a file that was not taken: False to try it again, True where it is set aside."""
+        if not _final(error):
+            if not self._server_answers():
+                return False  # the delivery of values says so
+            self._tries = min(self._tries + 1, TRIES)
+            if self._tries < TRIES:
+                return False
+            self._tries = 0
+            if not self._store_answers():
+                self._say_once(f"the artifact store takes no files ({_reason(error)}); they wait on disk")
+                return False
+        self._tries = 0
+        self._set_aside(line, error)
+        return True
+
+    def _set_aside(self, line: Line, error: Exception) -> None:
+        assert line.record is not None
+        folder = self._job.refused.with_suffix("") / line.record["copy"]
+        folder.parent.mkdir(exist_ok=True)
+        os.rename(self._job.outbox / line.record["copy"], folder)
+        spool.set_aside(self._job.refused, [line.raw])
+        self._say(f"artifact {line.record['artifact']} is set aside in {folder}: {_reason(error)}")
+
+    def _server_answers(self) -> bool:
+        try:
+            return server.answers(self._server_uri)
+        except UserError:  # something answers, if only with an error
+            return True
+
+    def _store_answers(self) -> bool:
+        try:
+            self._to_store().list_artifacts()
+        except Exception:  # each kind of store has errors of its own
+            return False
+        return True
+
+    def _to_store(self) -> ArtifactRepository:
+        if self._repository is None:
+            run = self._job.run_record()
+            assert run is not None, "files are logged to a run"
+            self._repository = get_artifact_repository(run.artifact_uri, tracking_uri=self._server_uri)
+        return self._repository
+
+    def _say_once(self, line: str) -> None:
+        if line != self._said:
+            self._said = line
+            self._say(line)
+
+
+def _final(error: Exception) -> bool:
+    """Whether no later try can change it. Not so 401 and 403, which an administrator can, 404 of a proxy, 408, 429."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code in FINAL_STATUSES
+    return isinstance(error, MlflowException) and error.get_http_status_code() == HTTPStatus.BAD_REQUEST
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _remove(copy: Path, folder: Path) -> None:
+    copy.unlink()
+    for parent in copy.parents:
+        parent.rmdir()
+        if parent == folder:
+            return
