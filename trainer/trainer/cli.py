@@ -84,7 +84,9 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("DEVICES") or "auto",
         help="number of workers, or auto: every GPU, or one on CPU",
     )
-    parser.add_argument("--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)")
+    parser.add_argument(
+        "--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)"
+    )
     parser.add_argument("--name", help="the job's name (default: the file's)")
 
 

@@ -75,7 +75,7 @@ def _quieten() -> None:
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*Autologging is known to be compatible.*",  # torch 2.14 with mlflow 3.17: tested here
         r".*isinstance\(treespec, LeafSpec\).*",  # deprecation inside Lightning, not the user's code
-        r".*Using `DistributedSampler` with the dataloaders.*",  # callbacks/exact_evaluation.py says it where it is true
+        r".*Using `DistributedSampler` with the dataloaders.*",  # exact_evaluation.py says where it is true
         r".*`tensorboardX` has been removed.*",
         r".*barrier\(\): using the device under current context.*",
     ):

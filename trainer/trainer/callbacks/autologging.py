@@ -39,7 +39,10 @@ class AutologgingAtTheRightTime:
             return
         for stopping in trainer.early_stopping_callbacks:
             client.log_params(
-                {f"early_stopping.{name}": getattr(stopping, name) for name in ("monitor", "mode", "patience", "min_delta")}
+                {
+                    f"early_stopping.{name}": getattr(stopping, name)
+                    for name in ("monitor", "mode", "patience", "min_delta")
+                }
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
