@@ -18,7 +18,7 @@ from trainer.launch.devices import Devices
 from trainer.launch.workers import Ending, Workers
 from trainer.tracking import server
 from trainer.tracking.job import Job
-from trainer.tracking.schemes import JOB_SCHEME
+from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 
 if TYPE_CHECKING:
     from trainer.launch.run import JobRun
@@ -118,6 +118,7 @@ def _worker_environment(uri: str, name: str, experiment: str | None, devices: De
         **devices.environment(),
         "LAB_DIR": str(lab_dir()),
         "MLFLOW_TRACKING_URI": JOB_SCHEME + uri,
+        SERVER_VARIABLE: uri,
         "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own
         "MLFLOW_EXPERIMENT_NAME": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # launch prints the URL that the user can open

@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artif
 
 from trainer.tracking import outbox
 from trainer.tracking.job import Job
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, SERVER_VARIABLE
 
 
 def job_artifact_repository(
@@ -27,7 +27,7 @@ def job_artifact_repository(
     from mlflow.tracking import get_tracking_uri
 
     uri = artifact_uri.removeprefix(JOB_ARTIFACTS)
-    server_uri = (tracking_uri or get_tracking_uri()).removeprefix(JOB_SCHEME)
+    server_uri = os.environ.get(SERVER_VARIABLE) or (tracking_uri or get_tracking_uri()).removeprefix(JOB_SCHEME)
     real = get_artifact_repository(uri, tracking_uri=server_uri, registry_uri=registry_uri)
     job = Job.of_this_process()
     run = job.run_record()

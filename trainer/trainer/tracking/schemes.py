@@ -6,3 +6,6 @@ JOB_ARTIFACTS = "job:"
 """Before the real artifact URI: the job's artifact repository (artifacts.py)."""
 NULL_ARTIFACTS = "null:/"
 """The artifact URI of everything on ranks other than 0."""
+
+SERVER_VARIABLE = "TRAINER_SERVER_URI"
+"""Environment variable with the real server's URL; scripts overwrite MLflow's own by `mlflow.set_tracking_uri`."""

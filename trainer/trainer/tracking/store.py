@@ -5,7 +5,9 @@ asks, and a status is left to launch; reads go to the server. On every other ran
 Both are registered through MLflow's plugin entry point `mlflow.tracking_store`; nothing in MLflow is patched.
 """
 
+import gc
 import os
+import sys
 from functools import partial
 from typing import Any
 
@@ -26,12 +28,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
 from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric, _validate_param, _validate_tag
 
 from trainer.tracking import spool
 from trainer.tracking.job import Job, RunRecord
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, NULL_ARTIFACTS
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, NULL_ARTIFACTS, SERVER_VARIABLE
 
 SYSTEM_METRICS = "system/"
 
@@ -49,6 +51,20 @@ def job_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
     return NullStore(server_uri)
 
 
+def http_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
+    """Build the store for a plain `http(s)://…` (the entry point that MLflow calls).
+
+    In a worker it is the job's: scripts often name the server of their author (`mlflow.set_tracking_uri("http://…")`),
+    and each rank would open a run of its own there. Anywhere else it is MLflow's own.
+    """
+    if SERVER_VARIABLE not in os.environ or "RANK" not in os.environ:
+        return RestStore(partial(get_default_host_creds, store_uri))
+    server_uri = os.environ[SERVER_VARIABLE]
+    if store_uri.rstrip("/") != server_uri and os.environ["RANK"] == "0":
+        print(f"trainer: the script names the tracking server {store_uri}: its run is at {server_uri}", file=sys.stderr)
+    return job_store(server_uri)
+
+
 class JobStore(RestStore):
     """Global rank 0: the one writer of the job's one run."""
 
@@ -57,17 +73,22 @@ class JobStore(RestStore):
         self._job = job
         self._server_uri = server_uri
         self._params: dict[tuple[str, str], str] = {}
+        self._epochs: dict[tuple[str, int], float] = {}
 
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], run_name: str | None
     ) -> Run:
         """Return the job's one run; the first call creates it, in the experiment that was asked for."""
+        if any(tag.key == MLFLOW_AUTOLOGGING for tag in tags):
+            _let_loggers_ask_first()
         with self._job.run_lock():
             record = self._job.run_record()
             if record is None:
-                # A seeded process draws the same random name every time, so the job brings its own.
+                # A seeded process draws the same random name every time, so the job brings its own. MLFlowLogger gives
+                # the name as a tag.
+                named = run_name or {tag.key: tag.value for tag in tags}.get(MLFLOW_RUN_NAME) or self._job.run_name
                 experiment = self.get_experiment(experiment_id).name
-                run = super().create_run(experiment_id, user_id, start_time, tags, run_name or self._job.run_name)
+                run = super().create_run(experiment_id, user_id, start_time, tags, named)
                 self._job.write_run_record(
                     RunRecord(
                         run_id=run.info.run_id,
@@ -103,6 +124,7 @@ class JobStore(RestStore):
         """Append to the spool. Invalid values are refused here, as the server would, before anything is kept."""
         # Launch samples the machine for every job; a script's own sampler would double each point.
         metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
+        metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
         _validate_batch_log_limits(metrics, params, tags)
         for metric in metrics:
             _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
@@ -119,6 +141,14 @@ class JobStore(RestStore):
         if metrics or params or tags:
             spool.append(self._job.spool, record_of(run_id, metrics, params, tags))
         self._params.update({(run_id, param.key): param.value for param in params})
+
+    def _repeats_the_epoch(self, run_id: str, metric: Metric) -> bool:
+        """Lightning hands a logger the epoch with every call: at a step that is validated it would stand twice."""
+        if metric.key != "epoch":
+            return False
+        known = self._epochs.get((run_id, metric.step))
+        self._epochs[run_id, metric.step] = metric.value
+        return known == metric.value
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
         self.log_batch(run_id, [metric], [], [])
@@ -140,6 +170,17 @@ class JobStore(RestStore):
 
     def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
         return _model_through_job(super().finalize_logged_model(model_id, status))
+
+
+def _let_loggers_ask_first() -> None:
+    """Have every MLFlowLogger open the run that it would open a moment later, under its own name, in its experiment.
+
+    Autologging asks for a run when `Trainer.fit` begins, Lightning for its loggers' shortly after; the first decides
+    where the job's one run is. Only the garbage collector knows which loggers there are.
+    """
+    for candidate in gc.get_objects():
+        if type(candidate).__name__ == "MLFlowLogger":
+            _ = candidate.experiment
 
 
 class NullStore(RestStore):
