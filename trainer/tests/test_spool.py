@@ -78,7 +78,7 @@ def test_the_two_readers_of_a_spool_keep_two_places(tmp_path: Path) -> None:
 
 
 def test_the_newest_timestamp_is_found_behind_what_has_none(tmp_path: Path) -> None:
-    """Guards: a run that ended when somebody looked, and not at its last sign of life."""
+    """Guards: a run that ended when somebody looked, and not at its last sign of life (tried)."""
     path = tmp_path / "spool.jsonl"
     assert spool.newest_timestamp(path) is None
     for timestamp in (5, 9, 7):

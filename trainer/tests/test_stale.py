@@ -147,7 +147,7 @@ def test_a_recorded_end_is_told_as_it_was(own: Lab) -> None:
 
 
 def test_a_status_that_the_server_has_is_kept(own: Lab) -> None:
-    """Guards: FINISHED runs of an older trainer, or one that launch could just set before its end, turned KILLED."""
+    """Guards: FINISHED runs of an older trainer, or of a launch that just got so far, made KILLED (tried)."""
     job = left_job(own, "kept")
     own.client.set_terminated(job.run_record().run_id, "FINISHED", job.run_record().start_time + 42)
     stale.close_all(print)
@@ -171,16 +171,17 @@ def test_a_run_of_another_server_is_left_alone(own: Lab) -> None:
 
 
 def test_two_that_close_at_once_do_not_meet(own: Lab) -> None:
-    """Guards: two starts that both close a run, so that each file of it is sent twice and each line said twice."""
+    """Guards: two starts that both close a run: each file of it is sent twice and each line said twice (tried)."""
     jobs = [left_job(own, "both", number) for number in range(4)]
     closers = [own.start("runs", "--stale") for _ in range(2)]
     lines = [line for closer in closers for line in closer.communicate(timeout=60)[0].splitlines()]
     assert [closer.returncode for closer in closers] == [0, 0], lines
     closed = [line for line in lines if "closed as KILLED" in line]
     assert sorted(line.split()[1].rstrip(":") for line in closed) == [job.run_name for job in jobs], lines
+    said: list[str] = []
+    assert stale.close(Job(jobs[0].folder), own.uri, said.append) and not said, "found before the other closed it"
     held = left_job(own, "held")
     assert held.claim()
-    said: list[str] = []
     assert stale.close(Job(held.folder), own.uri, said.append) and "another process" in said[0]
     assert own.only_run("held").info.status == "RUNNING"
 
@@ -208,7 +209,7 @@ def test_E_an_error_in_a_rank_fails_the_run_with_its_traceback(own: Lab, tmp_pat
 
 
 def test_a_rank_without_a_traceback_leaves_the_end_of_its_log(tmp_path: Path) -> None:
-    """Guards: nothing to read about a rank that the kernel killed."""
+    """Guards: nothing to read about a rank that the kernel killed (tried)."""
     failures, logs = tmp_path / "failures", tmp_path / "logs"
     for rank, lines in ((1, 500), (2, 3), (3, 0)):
         folder = logs / "none_x" / "attempt_0" / str(rank)
@@ -222,7 +223,7 @@ def test_a_rank_without_a_traceback_leaves_the_end_of_its_log(tmp_path: Path) ->
 
 
 def test_runs_imports_nothing_heavy(own: Lab) -> None:
-    """Guards: seconds of imports before a table that needs none of them."""
+    """Guards: seconds of imports before a table that needs none of them (tried)."""
     left_job(own, "table")
     code = (
         "import sys, runpy; sys.argv = ['trainer', 'runs']\n"

@@ -74,7 +74,10 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     delivered = run.close(ending, patience, give_up=lambda: workers.signals > signals)
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
-        _say(f"error: the tracking server at {uri} did not answer; what it has not got is kept in {job.folder}")
+        _say(
+            f"error: the server at {uri} did not take all of it; the rest is kept in {job.folder}, and "
+            "`trainer runs --stale` or this job's next start delivers it"
+        )
         return ending.exit_code or 1
     return ending.exit_code
 

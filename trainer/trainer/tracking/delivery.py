@@ -133,7 +133,7 @@ class Delivery:
                 break
             if waited > 3 and not said:
                 said = True
-                self._say(f"the job has ended; waiting up to {patience:.0f} s for the tracking server (Ctrl-C ends it)")
+                self._say(f"the job has ended; the server has up to {patience:.0f} s to take the rest (Ctrl-C ends it)")
         return self._closed
 
     def _close(self, status: int, end_time: int) -> None:
