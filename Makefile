@@ -4,6 +4,7 @@
 PORT ?= 8000
 PYTHON ?= python3
 EXPERIMENT ?= digits
+CONFIG ?= $(CURDIR)/trainer/configs/$(EXPERIMENT).yaml
 export LAB_DIR ?= $(CURDIR)/lab
 
 VENV := $(CURDIR)/.venv
@@ -16,14 +17,14 @@ SERVER := server
 export MLFLOW_TRACKING_URI := http://127.0.0.1:$(PORT)
 endif
 
-.PHONY: help train server down test lint bench credentials lock
+.PHONY: help train server down test test-fast lint bench credentials lock
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-train: $(VENV)/trainer $(SERVER) ## train without Docker, on every GPU or else the CPU; EXPERIMENT=digits, DEVICES=auto, ARGS=
-	@cd trainer && trainer fit --config configs/$(EXPERIMENT).yaml $(ARGS)
+train: $(VENV)/trainer $(SERVER) ## train without Docker, on every GPU or else the CPU; EXPERIMENT=digits, CONFIG=, DEVICES=auto, ARGS=
+	@trainer fit --config $(CONFIG) $(ARGS)
 	@$(if $(SERVER),echo "the UI stays up at $(MLFLOW_TRACKING_URI); make down stops it")
 
 server: $(VENV)/trainer ## start the embedded MLflow server on PORT=8000, unless one answers there
@@ -34,6 +35,9 @@ down: ## stop the embedded MLflow server
 
 test: $(VENV)/test ## run every suite that this machine can run; ARGS= goes to pytest
 	@env -u MLFLOW_TRACKING_URI -u LAB_DIR pytest -c trainer/pyproject.toml --rootdir . trainer/tests tests $(ARGS)
+
+test-fast: ## run the tests that want neither Docker nor a browser and kill nothing
+	@$(MAKE) --no-print-directory test ARGS='-m "not container and not browser and not fault" $(ARGS)'
 
 lint: $(VENV)/test ## check style, shell, Dockerfiles, Compose files and that versions agree
 	@.ci/lint

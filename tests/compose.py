@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml under a project name and ports of its own, for the container suites."""
+"""The stack of docker-compose.yml under a project name and ports of its own, as the container suites drive it."""
 
 import json
 import os
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 REPOSITORY = Path(__file__).parents[1]
+QUICK = ("fit", "--config", "configs/digits.yaml", "--trainer.max_epochs", "2")
 
 
 def why_no_engine() -> str | None:
@@ -22,6 +24,16 @@ def why_no_engine() -> str | None:
     if asked.returncode != 0:
         return f"no Docker Engine answers: {(asked.stderr.strip().splitlines() or ['no reason given'])[-1]}"
     return None
+
+
+REASON = why_no_engine()
+if REASON is None and (os.geteuid() != 0 or shutil.which("iptables") is None):
+    REASON = "cutting the network takes root and iptables"
+NEEDS_ENGINE = [
+    pytest.mark.container,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(REASON is not None, reason=f"container suite skipped: {REASON}"),
+]
 
 
 @dataclass(frozen=True)

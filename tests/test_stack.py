@@ -1,71 +1,22 @@
 """The stack as a whole, in containers: `docker compose up trainer` and everything that README promises of it.
 
-One stack serves all tests, in the order of this file: what changes it stands last. The network to the outside is cut
-once the images are built.
+One stack serves all tests (conftest.py), in the order of this file: what changes it stands last.
 """
 
 import json
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import mlflow
 import pytest
 
-from compose import REPOSITORY, Stack, inspect, why_no_engine
-from harness import free_port, until
+from compose import NEEDS_ENGINE, REPOSITORY, Stack
 
-REASON = why_no_engine()
-if REASON is None and (os.geteuid() != 0 or shutil.which("iptables") is None):
-    REASON = "cutting the network takes root and iptables"
-pytestmark = [
-    pytest.mark.container,
-    pytest.mark.timeout(2400),
-    pytest.mark.skipif(REASON is not None, reason=f"container suite skipped: {REASON}"),
-]
+pytestmark = NEEDS_ENGINE
 
 SERVERS = ("postgres", "minio", "mlflow")
-QUICK = ("fit", "--config", "configs/digits.yaml", "--trainer.max_epochs", "2")
-
-
-def rules_that_cut_off(stack: Stack) -> list[list[str]]:
-    """iptables rules that drop what leaves the stack's networks for anywhere but themselves."""
-    rules = []
-    for name in ("frontend", "console"):
-        (config,) = inspect(f"{stack.project}_{name}")["IPAM"]["Config"]
-        rules.append(["DOCKER-USER", "-s", config["Subnet"], "!", "-d", config["Subnet"], "-j", "DROP"])
-    # Put in last, so that it stands first: answers to the published ports go back to this machine.
-    return [*rules, ["DOCKER-USER", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "RETURN"]]
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """A stack with built images and no way out; gone without a trace at the end."""
-    stack = Stack(f"labtest{free_port()}", free_port(), free_port())
-    rules: list[list[str]] = []
-    try:
-        stack.must("build", "mlflow", "trainer")
-        stack.must("create", "mlflow", "trainer")
-        for rule in rules_that_cut_off(stack):
-            subprocess.run(["iptables", "-I", *rule], check=True)
-            rules.append(rule)
-        yield stack
-    finally:
-        for rule in rules:
-            subprocess.run(["iptables", "-D", *rule], check=True)
-        stack.must("down", "--volumes", "--timeout", "5")
-        subprocess.run(["docker", "image", "rm", f"{stack.project}-mlflow", f"{stack.project}-trainer"], check=False)
-
-
-@pytest.fixture(scope="module")
-def trained(stack: Stack) -> str:
-    """What `docker compose up trainer` printed."""
-    return stack.must("up", "trainer")
 
 
 def test_up_trains_one_finished_run(stack: Stack, trained: str) -> None:
@@ -276,45 +227,6 @@ def test_the_ui_answers_through_a_tunnel_and_to_nobody_elses_name(stack: Stack, 
     assert answer_to(stack, f"localhost:{stack.ui_port}") == answer_to(stack, "localhost:18000") == 200
     assert answer_to(stack, "127.0.0.1:9999") == 200
     assert answer_to(stack, "evil.example.org") == 403
-
-
-def test_two_ranks_in_the_container_are_one_run(stack: Stack, trained: str) -> None:
-    """Guards: DDP that only works outside of the container, a run per rank, and arguments that are not passed on."""
-    stack.must("run", "--rm", "-T", "trainer", *QUICK, "--experiment", "two", DEVICES="2")
-    (run,) = stack.runs("two")
-    assert run.info.status == "FINISHED" and run.data.params["trainer.devices"] == "2"
-
-
-def test_the_trainers_exit_code_comes_through(stack: Stack, trained: str) -> None:
-    """Guards: a failed training that a script takes for a good one."""
-    done = stack.run("run", "--rm", "-T", "trainer", "fit", "--config", "configs/none.yaml")
-    assert done.returncode == 2 and "configs/none.yaml" in done.stdout and "Traceback" not in done.stdout
-
-
-def test_no_gpu_is_one_line_that_names_the_way_out(stack: Stack, trained: str) -> None:
-    """Guards: a training on the CPU where a GPU was asked for; inside the container and by Docker itself."""
-    done = stack.run("run", "--rm", "-T", "-e", "ACCELERATOR=nvidia", "trainer", *QUICK)
-    assert done.returncode == 2, done.stdout
-    assert "trainer: error: no NVIDIA GPU" in done.stdout and "ACCELERATOR=cpu" in done.stdout
-    if "nvidia" not in subprocess.run(["docker", "info"], capture_output=True, text=True).stdout:
-        done = stack.run("run", "--rm", "-T", "trainer", *QUICK, ACCELERATOR="nvidia")
-        assert done.returncode != 0 and "could not select device driver" in done.stdout, "what the README quotes"
-
-
-def test_docker_stop_makes_the_run_killed(stack: Stack, trained: str) -> None:
-    """Guards: FINISHED for a job that was stopped, exit code 0 or 137, a stop that takes the whole grace period."""
-    words = ("--experiment", "stopped", "--trainer.max_epochs", "500", "--trainer.callbacks=[]")
-    process = stack.start("run", "-T", "--name", f"{stack.project}-stopped", "trainer", *QUICK, *words)
-    try:
-        until(lambda: any("val_loss" in run.data.metrics for run in stack.runs("stopped")), seconds=180)
-        subprocess.run(["docker", "stop", f"{stack.project}-stopped"], check=True, capture_output=True)
-        process.communicate(timeout=60)
-        assert inspect(f"{stack.project}-stopped")["State"]["ExitCode"] == 128 + signal.SIGTERM
-        (run,) = stack.runs("stopped")
-        assert run.info.status == "KILLED"
-    finally:
-        process.kill()
-        subprocess.run(["docker", "rm", "--force", f"{stack.project}-stopped"], capture_output=True)
 
 
 def test_a_second_up_changes_nothing(stack: Stack, trained: str) -> None:

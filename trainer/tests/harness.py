@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 PROJECT = Path(__file__).parents[1]
+DIGITS = ("fit", "--config", "configs/digits.yaml")
 TRAINER = str(Path(sys.executable).with_name("trainer"))
 
 

@@ -2,6 +2,9 @@
 
 All rows are typed in one folder, a copy of examples/minimal with the files below beside it. Two tables, for time: APP
 is what the app says, many rows at the price of one import; JOBS are whole jobs against a real server.
+
+Tried: without the part that finds it (class_paths.check, wrong_option, cause, require_kept, require_start,
+does_not_fit, require_config_files, the line for early stopping) each group of rows is red.
 """
 
 import json

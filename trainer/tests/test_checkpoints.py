@@ -48,7 +48,7 @@ def load(file: Path) -> dict[str, Any]:
 
 def test_C_last_is_the_last_epoch_when_the_metric_got_worse(tmp_path: Path) -> None:
     """Guards: ModelCheckpoint(save_last=True, monitor=…) writes last.ckpt only when the metric improves, so that a job
-    that goes on from it repeats every epoch since the best one."""
+    that goes on from it repeats every epoch since the best one. (Tried: with such a callback.)"""
     cli = fitted(tmp_path, [1.0, 2.0, 3.0])
     folder = tmp_path / "checkpoints"
     assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -74,14 +74,15 @@ def test_C_last_is_the_last_epoch_when_the_metric_got_worse(tmp_path: Path) -> N
     ids=["no callbacks", "null callbacks", "same monitor", "same name", "save_last", "the module's", "two validations"],
 )
 def test_no_configuration_loses_them(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """Guards: a user's ModelCheckpoint that collides with ours, replaces it or overwrites its file."""
+    """Guards: a user's ModelCheckpoint that collides with ours, replaces it or overwrites its file. (Tried: with a
+    plain ModelCheckpoint as ours, and with its folder as Lightning's default.)"""
     fitted(tmp_path, [2.0, 1.0, 3.0, 4.0], *words)
     folder = tmp_path / "checkpoints"
     assert (epoch_of(folder / "best.ckpt"), epoch_of(folder / "last.ckpt")) == (1, 3)
 
 
 def test_the_last_steps_count_as_an_epoch(tmp_path: Path) -> None:
-    """Guards: what `max_steps` leaves of the last epoch, lost."""
+    """Guards: what `max_steps` leaves of the last epoch, lost. (Tried: with `save_last`.)"""
     fitted(tmp_path, [3.0, 2.0, 1.0], "--trainer.max_steps=3")
     assert load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
 
@@ -98,7 +99,7 @@ def test_a_users_own_checkpoints_are_left_alone(tmp_path: Path) -> None:
 def test_without_a_validation_the_last_epoch_is_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
-    """Guards: a job without best.ckpt, which is neither tested nor logged, and does not say why."""
+    """Guards: a job without best.ckpt, which is neither tested nor logged, and does not say why. (Tried.)"""
     cli = fitted(tmp_path, [1.0, 2.0], words)
     assert epoch_of(Path(cli.best.best_model_path)) == 1
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
@@ -107,13 +108,13 @@ def test_without_a_validation_the_last_epoch_is_the_best(
 
 def test_a_training_metric_decides_by_its_own_epoch(tmp_path: Path) -> None:
     """Guards: where not every epoch is validated, Lightning saves at the validation, before the training metrics of
-    the epoch are there, and so takes the one after the best."""
+    the epoch are there, and so takes the one after the best. (Tried.)"""
     cli = fitted(tmp_path, [3.0, 3.0, 1.0, 2.0], "--monitor=train_score", "--trainer.check_val_every_n_epoch=2")
     assert epoch_of(Path(cli.best.best_model_path)) == 2
 
 
 def test_a_wrong_monitor_is_said_after_the_first_epoch(tmp_path: Path) -> None:
-    """Guards: a whole training whose best checkpoint is never decided on."""
+    """Guards: a whole training whose best checkpoint is never decided on. (Tried.)"""
     with pytest.raises(UserError, match=r"no such metric is logged; did you mean val_loss\? .*train_loss, train_score"):
         fitted(tmp_path, [1.0, 2.0], "--monitor=vall_loss")
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
@@ -129,7 +130,7 @@ def test_a_loss_of_nan_is_never_the_best_while_there_is_another(tmp_path: Path, 
 
 def test_the_best_of_another_job_is_not_this_jobs(tmp_path: Path) -> None:
     """Guards: Lightning takes over the path of the best checkpoint with the state of the callback, so that a job that
-    validates nothing tests and logs another job's model."""
+    validates nothing tests and logs another job's model. (Tried.)"""
     fitted(tmp_path / "first", [1.0])
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     cli = fitted(tmp_path / "second", [1.0, 2.0], "--trainer.limit_val_batches=0", ckpt_path=last)
@@ -167,7 +168,7 @@ def jobs(
 def test_a_job_without_a_good_epoch_is_tested_and_logged(
     lab: Lab, jobs: dict[str, subprocess.CompletedProcess[str]], name: str
 ) -> None:
-    """Guards: a run without a model because nothing was validated, or because the loss was NaN."""
+    """Guards: a run without a model because nothing was validated; an infinite score for a loss of NaN. (Tried.)"""
     assert jobs[name].returncode == 0, jobs[name].stdout
     assert {"unvalidated": "the last epoch counts", "diverged": "the first epoch counts"}[name] in jobs[name].stdout
     run = lab.only_run(name)
@@ -177,7 +178,8 @@ def test_a_job_without_a_good_epoch_is_tested_and_logged(
 
 
 def test_a_job_goes_on_from_a_checkpoint(lab: Lab, jobs: dict[str, subprocess.CompletedProcess[str]]) -> None:
-    """Guards: `--ckpt_path` that takes the weights and counts the epochs anew; a WORKSPACE that nothing is found in."""
+    """Guards: `--ckpt_path` that takes the weights and counts the epochs anew; a WORKSPACE that nothing is found in; a
+    test step without test data that fails the job after all the training. (Tried.)"""
     assert jobs["went-on"].returncode == 0, jobs["went-on"].stdout
     run = lab.only_run("went-on")
     assert lab.points(run, "val_loss") == [(2, 2.0), (3, 1.0)]

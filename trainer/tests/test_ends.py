@@ -6,9 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from harness import Lab
+from harness import DIGITS, Lab, alive, until
 
 pytestmark = pytest.mark.fault
 
@@ -104,3 +105,69 @@ def test_a_dataloader_workers_end_is_not_the_ranks() -> None:
     """
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_E_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
+    """Guards: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
+    experiment = f"signal-{sent.name}"
+    process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
+    until(lambda: any("val_loss" in run.data.metrics for run in lab.runs(experiment)))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    run = lab.only_run(experiment)
+    assert run.info.status == "KILLED" and run.data.tags["killed_by"] == sent.name and "KILLED" in output
+    assert not alive(workers), "a worker lives on"
+
+
+def test_a_rank_that_is_told_to_end_fails_the_job(lab: Lab) -> None:
+    """Guards: Lightning leaves a training that got SIGTERM with exit code 0, and the run says FINISHED."""
+    process = lab.start(*DIGITS, "--experiment", "rank-told", "--trainer.max_epochs", "500")
+    until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("rank-told")))
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (rank,) = (one for one in everyone if one.cmdline()[-1] == "trainer.worker" and one.environ().get("RANK") == "0")
+    rank.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "SIGTERM" in output, output
+    assert lab.only_run("rank-told").info.status == "FAILED"
+
+
+def test_a_reader_that_goes_away_costs_nothing(lab: Lab) -> None:
+    """Guards: `trainer fit | head`, or a closed terminal, that ends launch and leaves the run as RUNNING."""
+    process = lab.start(*DIGITS, "--experiment", "pipe", "--trainer.max_epochs", "2")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert lab.only_run("pipe").info.status != "RUNNING"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_F_a_killed_rank_fails_the_job(lab: Lab, rank: str) -> None:
+    """Guards: a rank's death takes the truth with it, or the other rank waits for it for half an hour."""
+    experiment = f"rank-{rank}-killed"
+    process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
+    until(lambda: any("val_loss" in run.data.metrics for run in lab.runs(experiment)))
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (victim,) = (one for one in everyone if one.cmdline()[-1] == "trainer.worker" and one.environ().get("RANK") == rank)
+    victim.kill()
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode == 1 and f"rank {rank} was ended by SIGKILL" in output, output
+    run = lab.only_run(experiment)
+    assert run.info.status == "FAILED" and f"rank {rank}" in run.data.tags["failure"]
+    assert not alive(everyone), "a process lives on"
+
+
+def test_workers_die_with_launch(lab: Lab) -> None:
+    """Guards: kill -9 of the parent leaves ranks that train on as orphans, unseen, to the end."""
+    process = lab.start(*DIGITS, "--devices", "2", "--experiment", "orphans", "--trainer.max_epochs", "500")
+    until(lambda: any("val_loss" in run.data.metrics for run in lab.runs("orphans")))
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    assert len(everyone) >= 3
+    process.kill()
+    process.communicate()
+    until(lambda: not alive(everyone), seconds=15)

@@ -17,10 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import PROJECT, Lab, until
+from harness import DIGITS, PROJECT, Lab, until
 
 TESTS = Path(__file__).parent
-DIGITS = ("fit", "--config", "configs/digits.yaml")
 
 PICK = """
 import sys

@@ -1,4 +1,4 @@
-"""`trainer run SCRIPT`: five habits of users' scripts (scripts/), each unmodified, under two processes: one true run."""
+"""`trainer run SCRIPT`: five habits of users (scripts/), each unmodified, under two processes: one true run."""
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor

@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Metric, RunTag
 
-from harness import PROJECT, Lab, free_port, until
+from harness import DIGITS, PROJECT, Lab, free_port, until
 from trainer import failure
 from trainer.launch import stale
 from trainer.tracking import outbox, spool
 from trainer.tracking.job import EndRecord, Job, RunRecord
 from trainer.tracking.store import record_of
-
-DIGITS = ("fit", "--config", "configs/digits.yaml")
 
 FAILING = """
 from trainer.vision import ImageClassifier

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import Lab, free_port, until
+from harness import DIGITS, Lab, free_port, until
 
-DIGITS = ("fit", "--config", "configs/digits.yaml")
 OUTAGE_SECONDS = 8.0
 INTERVAL_SECONDS = 0.5
 

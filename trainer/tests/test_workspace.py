@@ -21,7 +21,8 @@ def minimal(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> subprocess.Co
 
 
 def test_the_example_is_trained_tested_and_logged(lab: Lab, minimal: subprocess.CompletedProcess[str]) -> None:
-    """Guards: a module beside the configuration that is not found; a template that does not work."""
+    """Guards: a module beside the configuration that is not found; a template that does not work. (Tried: without
+    `make_importable`.)"""
     assert minimal.returncode == 0, minimal.stdout
     run = lab.only_run("minimal")
     assert run.info.status == "FINISHED" and run.data.metrics["test_acc"] > 0.9
@@ -33,7 +34,7 @@ def test_the_example_is_trained_tested_and_logged(lab: Lab, minimal: subprocess.
 
 
 def test_the_commit_of_the_users_code_is_recorded(lab: Lab, minimal: subprocess.CompletedProcess[str]) -> None:
-    """Guards: a run of which only the lab's own commit is known, or that of the folder where it was typed."""
+    """Guards: a run of which only the lab's own commit is known, or that of the folder where it was typed. (Tried.)"""
     tags = lab.only_run("minimal").data.tags
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=EXAMPLE.parent, capture_output=True, text=True, check=True)
     assert tags["workspace.git.commit"] == head.stdout.strip() and tags["workspace.git.dirty"] in ("true", "false")

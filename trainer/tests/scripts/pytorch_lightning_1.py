@@ -4,8 +4,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from toy import loader
 from torch import nn
+from toy import loader
 
 
 class Data(LightningDataModule):

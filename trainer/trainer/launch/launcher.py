@@ -60,7 +60,9 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     # Imported while the workers import theirs: MLflow takes seconds to load.
     from trainer.launch.run import JobRun
 
-    tags = provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), workspace.folder(arguments))
+    kind, *words = arguments
+    code = Path(words[0]).parent if kind == "run" else workspace.folder(words)
+    tags = provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), code)
     run = JobRun(job, uri, tags, devices.gpus, _say)
     try:
         _watch(workers, run, job)
