@@ -12,6 +12,8 @@ from torch import nn
 
 from trainer.callbacks import for_lightning
 from trainer.callbacks.replicas import checksums
+from trainer.errors import UserError
+from trainer.installation import PYPROJECT, require_current
 from trainer.tracking.job import Job
 
 from .callback_ranks import SIZE
@@ -85,9 +87,10 @@ def test_one_bit_changes_a_checksum(dtype: torch.dtype) -> None:
     assert (checksums(module) != before).tolist() == [False, True]
 
 
-def test_an_entry_point_leads_here() -> None:
-    """Guards: an environment that was installed before the entry points came, in which all of this is silently off."""
-    from importlib.metadata import entry_points
-
-    for group in ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"):
-        assert [point.load().__module__ for point in entry_points(group=group)] == ["trainer.callbacks"]
+def test_an_environment_that_lacks_them_is_refused(tmp_path: Path) -> None:
+    """Guards: an image that was built before the entry points came, in which all of this is silently off."""
+    require_current()
+    newer = tmp_path / "pyproject.toml"
+    newer.write_text(PYPROJECT.read_text().replace("trainer.callbacks:for_lightning", "trainer.callbacks:for_all"))
+    with pytest.raises(UserError, match="docker compose build"):
+        require_current(newer)

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import provenance, workspace
+from trainer import installation, provenance, workspace
 from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
@@ -46,6 +46,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         UserError: The job cannot be started.
     """
     start = time.monotonic()
+    installation.require_current()
     uri = server.tracking_uri()
     server.wait_for(uri)
     _check(name)

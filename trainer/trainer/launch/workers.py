@@ -108,24 +108,22 @@ class Workers:
             return Ending(killed_by=self.killed_by)
         if code == 0:
             return Ending()
-        if died := self._died_of_a_signal():  # the other ranks' errors only follow from it
+        exit_codes = self._exit_codes()
+        # The other ranks' errors only follow from it. Not so of SIGABRT: it is how gloo and NCCL end the ranks that were
+        # left by another.
+        ended_from_outside = {rank: code for rank, code in exit_codes.items() if code != -signal.SIGABRT}
+        if died := _died_of_a_signal(ended_from_outside):
             return Ending(error=died)
         if cause := failure.first(self._job.failures):
             where = "" if cause.user_error else f"rank {cause.rank}: "
             return Ending(error=where + cause.line, user_error=cause.user_error)
-        exit_codes = self._exit_codes()
+        if died := _died_of_a_signal(exit_codes):
+            return Ending(error=died)
         if exit_codes:
             rank = min(exit_codes)
             return Ending(error=f"rank {rank} ended with exit code {exit_codes[rank]}")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return Ending(error=f"the torchrun agent {how}")
-
-    def _died_of_a_signal(self) -> str | None:
-        for rank, code in sorted(self._exit_codes().items()):
-            if code < 0:
-                hint = "; SIGKILL often means out of memory (see `dmesg`)" if code == -signal.SIGKILL else ""
-                return f"rank {rank} was ended by {signal.Signals(-code).name}{hint}"
-        return None
 
     def _exit_codes(self) -> dict[int, int]:
         """Exit codes of the ranks that failed, without those that the agent ended with SIGTERM because of it."""
@@ -139,3 +137,11 @@ class Workers:
         """End all at once, whatever they do."""
         self._agent.kill()
         self._agent.wait()
+
+
+def _died_of_a_signal(exit_codes: dict[int, int]) -> str | None:
+    for rank, code in sorted(exit_codes.items()):
+        if code < 0:
+            hint = "; SIGKILL often means out of memory (see `dmesg`)" if code == -signal.SIGKILL else ""
+            return f"rank {rank} was ended by {signal.Signals(-code).name}{hint}"
+    return None
