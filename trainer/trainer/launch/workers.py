@@ -131,7 +131,8 @@ class Workers:
             exit_codes = {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
         except (FileNotFoundError, ValueError):  # no rank failed, or a full disk kept the report out
             return {}
-        return {rank: code for rank, code in exit_codes.items() if code != -signal.SIGTERM} or exit_codes
+        told_to_end = (-signal.SIGTERM, 128 + signal.SIGTERM)  # the latter by process.py
+        return {rank: code for rank, code in exit_codes.items() if code not in told_to_end} or exit_codes
 
     def kill(self) -> None:
         """End all at once, whatever they do."""
