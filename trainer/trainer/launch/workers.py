@@ -109,8 +109,7 @@ class Workers:
         if code == 0:
             return Ending()
         exit_codes = self._exit_codes()
-        # The other ranks' errors only follow from it. Not so of SIGABRT: it is how gloo and NCCL end the ranks that were
-        # left by another.
+        # The other ranks' errors only follow from it. Not so of SIGABRT: so gloo and NCCL end ranks that another left.
         ended_from_outside = {rank: code for rank, code in exit_codes.items() if code != -signal.SIGABRT}
         if died := _died_of_a_signal(ended_from_outside):
             return Ending(error=died)
