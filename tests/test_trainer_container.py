@@ -73,7 +73,7 @@ print(workspace_tags(Path("/workspace"), Path("/repo")))
     assert f"'workspace.git.commit': '{head.stdout.strip()}', 'workspace.git.dirty': 'false'" in done.stdout
 
 
-def test_A_replicas_are_equal_in_the_container(stack: Stack, trained: str) -> None:
+def test_fact_A_replicas_are_equal_in_the_container(stack: Stack, trained: str) -> None:
     """Guards: replicas that diverge with the container's Python and libraries."""
     script = "/repo/trainer/tests/finetuning_ranks.py"
     ranks = inside_trainer(
@@ -83,7 +83,7 @@ def test_A_replicas_are_equal_in_the_container(stack: Stack, trained: str) -> No
     assert first == second and [entry["trainable"] for entry in first] == [False, True, True, True, True]
 
 
-def test_N_metrics_are_exact_in_the_container(stack: Stack, trained: str, tmp_path: Path) -> None:
+def test_fact_N_metrics_are_exact_in_the_container(stack: Stack, trained: str, tmp_path: Path) -> None:
     """Guards: metrics that depend on the number of processes."""
     script = "/repo/trainer/tests/vision/exact_ranks.py"
     images = readable(write_images(tmp_path / "images"))

@@ -265,7 +265,7 @@ def test_a_mistake_that_a_job_finds(lab: Lab, jobs: dict[str, tuple[int, str]], 
     assert [run.info.status for run in lab.runs(name)] == ["FAILED"]
 
 
-def test_P_an_import_error_in_a_users_file_is_shown(lab: Lab, jobs: dict[str, tuple[int, str]]) -> None:
+def test_fact_P_an_import_error_in_a_users_file_is_shown(lab: Lab, jobs: dict[str, tuple[int, str]]) -> None:
     """Guards fact P: LightningCLI reports a class that is not there, or "not a valid subclass", for a file of the
     user's that is there and fails to import something else. (Tried: without `class_paths.check` the file and the line
     are missing.)"""
@@ -273,7 +273,7 @@ def test_P_an_import_error_in_a_users_file_is_shown(lab: Lab, jobs: dict[str, tu
     assert lab.runs("an import error") == [], "nothing was recorded, so there is no run"
 
 
-def test_P_a_second_run_in_the_same_place_works(answers: dict[str, tuple[int, str]]) -> None:
+def test_fact_P_a_second_run_in_the_same_place_works(answers: dict[str, tuple[int, str]]) -> None:
     """Guards fact P: LightningCLI's SaveConfigCallback refuses a folder that has a config.yaml already. (Tried: with
     LightningCLI's default callback the second run fails.)"""
     assert answers["once"][0] == 0, answers["once"]

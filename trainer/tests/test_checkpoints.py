@@ -46,7 +46,7 @@ def load(file: Path) -> dict[str, Any]:
     return torch.load(file, weights_only=False)
 
 
-def test_C_last_is_the_last_epoch_when_the_metric_got_worse(tmp_path: Path) -> None:
+def test_fact_C_last_is_the_last_epoch_when_the_metric_got_worse(tmp_path: Path) -> None:
     """Guards: ModelCheckpoint(save_last=True, monitor=…) writes last.ckpt only when the metric improves, so that a job
     that goes on from it repeats every epoch since the best one. (Tried: with such a callback.)"""
     cli = fitted(tmp_path, [1.0, 2.0, 3.0])

@@ -69,7 +69,7 @@ print("still here")
 """
 
 
-def test_F_an_exception_in_one_rank_ends_the_job(lab: Lab, tmp_path: Path) -> None:
+def test_fact_F_an_exception_in_one_rank_ends_the_job(lab: Lab, tmp_path: Path) -> None:
     """Guards: the other rank waits for the failed one in a collective, for half an hour, and the run says RUNNING."""
     script, failed_at = tmp_path / "one_rank_fails.py", tmp_path / "failed_at"
     script.write_text(ONE_RANK_FAILS)
@@ -84,7 +84,7 @@ def test_F_an_exception_in_one_rank_ends_the_job(lab: Lab, tmp_path: Path) -> No
     assert "in training_step" in Path(traceback).read_text(), "the failing rank's traceback is an artifact"
 
 
-def test_F_a_rank_that_is_stuck_ends_soon_after_sigterm() -> None:
+def test_fact_F_a_rank_that_is_stuck_ends_soon_after_sigterm() -> None:
     """Guards: torchrun waits 30 s for a rank whose SIGTERM handler hangs, before it kills it (Lightning 2.6.6).
 
     Without `end_soon_after_sigterm` it never ends (tried).
@@ -108,7 +108,7 @@ def test_a_dataloader_workers_end_is_not_the_ranks() -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_E_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
+def test_fact_E_a_signal_makes_the_run_killed(lab: Lab, sent: signal.Signals, code: int) -> None:
     """Guards: autolog's atexit says FINISHED for a job that was killed, with exit code 0."""
     experiment = f"signal-{sent.name}"
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")
@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away_costs_nothing(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_F_a_killed_rank_fails_the_job(lab: Lab, rank: str) -> None:
+def test_fact_F_a_killed_rank_fails_the_job(lab: Lab, rank: str) -> None:
     """Guards: a rank's death takes the truth with it, or the other rank waits for it for half an hour."""
     experiment = f"rank-{rank}-killed"
     process = lab.start(*DIGITS, "--devices", "2", "--experiment", experiment, "--trainer.max_epochs", "500")

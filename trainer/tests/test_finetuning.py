@@ -18,7 +18,7 @@ from .finetuning_ranks import CUT_OFF, EPOCHS, UNFREEZE, Net, fit
 
 
 @pytest.mark.parametrize("train_bn", [True, False])
-def test_A_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path, train_bn: bool) -> None:
+def test_fact_A_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Path, train_bn: bool) -> None:
     """Guards: gradients of an unfrozen backbone that DDP does not know are never reduced, and the replicas diverge.
 
     Without the two lines that wrap the model again, `all` differs between the ranks from the unfreezing on (tried).
@@ -32,7 +32,7 @@ def test_A_replicas_are_equal_after_every_epoch_and_after_a_resume(tmp_path: Pat
 
 
 @pytest.mark.parametrize("train_bn", [True, False])
-def test_B_resume_continues_as_if_it_had_not_been_cut_off(tmp_path: Path, train_bn: bool) -> None:
+def test_fact_B_resume_continues_as_if_it_had_not_been_cut_off(tmp_path: Path, train_bn: bool) -> None:
     """Guards: BackboneFinetuning's backbone comes back frozen for ever (Lightning #21901).
 
     With the unfreezing at the one epoch `current_epoch == unfreeze_at_epoch` only, it is red (tried).

@@ -48,7 +48,7 @@ def run_of(lab: Lab, ended: Ended, name: str) -> Run:
 
 
 @pytest.mark.parametrize("name", HABITS)
-def test_H_a_script_is_one_finished_run(lab: Lab, ended: Ended, name: str) -> None:
+def test_fact_H_a_script_is_one_finished_run(lab: Lab, ended: Ended, name: str) -> None:
     """Guards: unguarded calls make a run on every rank, and the first rank to end closes a shared one for all.
 
     With the store null on no rank, `unguarded` and `no_mlflow` are two runs each (tried).
@@ -74,7 +74,7 @@ def test_metrics_stand_once_at_the_epoch_they_belong_to(lab: Lab, ended: Ended, 
     assert run.data.params["epochs"] == "3"
 
 
-def test_J_a_logger_of_the_scripts_own_leaves_one_x_axis(lab: Lab, ended: Ended) -> None:
+def test_fact_J_a_logger_of_the_scripts_own_leaves_one_x_axis(lab: Lab, ended: Ended) -> None:
     """Guards: MLFlowLogger and autologging on one run: every metric twice, over steps and epochs; `epoch` twice a step.
 
     With autologging left on, `train_loss` also stands at 0, 1 and 2 (tried).
@@ -86,7 +86,7 @@ def test_J_a_logger_of_the_scripts_own_leaves_one_x_axis(lab: Lab, ended: Ended)
 
 
 @pytest.mark.parametrize("name", HABITS)
-def test_J_no_logged_model_is_left_pending(lab: Lab, ended: Ended, name: str) -> None:
+def test_fact_J_no_logged_model_is_left_pending(lab: Lab, ended: Ended, name: str) -> None:
     """Guards: ranks other than 0 that open logged models of their own and never close them."""
     run = run_of(lab, ended, name)
     models = lab.client.search_logged_models([run.info.experiment_id])
@@ -114,26 +114,26 @@ def test_hyperparameters_are_recorded(lab: Lab, ended: Ended) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_mlflow", "pytorch_lightning_1"])
-def test_I_early_stopping_is_recorded(lab: Lab, ended: Ended, name: str) -> None:
+def test_fact_I_early_stopping_is_recorded(lab: Lab, ended: Ended, name: str) -> None:
     """Guards: autologging knows `pytorch_lightning`'s EarlyStopping only, not that of `lightning`."""
     params = run_of(lab, ended, name).data.params
     assert params["early_stopping.monitor"] == "val_acc" and params["early_stopping.mode"] == "max"
 
 
-def test_K_seeded_runs_have_names_of_their_own(lab: Lab, ended: Ended) -> None:
+def test_fact_K_seeded_runs_have_names_of_their_own(lab: Lab, ended: Ended) -> None:
     """Guards: a seeded process draws the same random run name every time."""
     names = [run_of(lab, ended, name).info.run_name for name in ("no_mlflow", "pytorch_lightning_1")]
     assert names[0].startswith("no_mlflow-2") and names[1].startswith("pytorch_lightning_1-2")
 
 
-def test_O_arguments_and_devices_reach_the_script(lab: Lab, ended: Ended) -> None:
+def test_fact_O_arguments_and_devices_reach_the_script(lab: Lab, ended: Ended) -> None:
     """Guards: arguments that `trainer` takes for its own; devices="auto", one process on a CPU to Lightning."""
     assert ended["no_mlflow"].stdout.count("the script got --devices theirs") == 1
     assert ended["guarded"].returncode == 0, 'Trainer(devices="auto")'
 
 
 @pytest.mark.parametrize("name", ["no_mlflow", "unguarded", "own_logger", "pytorch_lightning_1"])
-def test_N_a_scripts_loaders_are_not_padded(lab: Lab, ended: Ended, name: str) -> None:
+def test_fact_N_a_scripts_loaders_are_not_padded(lab: Lab, ended: Ended, name: str) -> None:
     """Guards: 33 samples validated by two processes as 34, and a mean over 16 of 16.5 samples (Lightning #21859)."""
     run = run_of(lab, ended, name)
     for _, accuracy in lab.points(run, "val_acc"):

@@ -13,7 +13,7 @@ INTERVAL_SECONDS = 0.5
 
 
 @pytest.mark.fault
-def test_G_system_metrics_go_on_through_an_outage(tmp_path: Path) -> None:
+def test_fact_G_system_metrics_go_on_through_an_outage(tmp_path: Path) -> None:
     """Guards: MLflow's sampler ends for good at the first poll of the server that fails, so that a server that is away
     for seconds costs the system metrics of days. (A sampler that polls the server as MLflow's does turns this red.)"""
     port = free_port()

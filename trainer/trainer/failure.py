@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -26,15 +27,26 @@ class Failure:
 
 
 def write(folder: Path, rank: int, error: BaseException) -> None:
-    """Write `rank-N.json` and, with the traceback, `rank-N.txt`."""
-    folder.mkdir(exist_ok=True)
+    """Write `rank-N.json` and, with the traceback, `rank-N.txt`; on a full disk, the traceback to standard error."""
+    trace = "".join(traceback.format_exception(error))
     user_error = isinstance(error, UserError)
     line = " ".join(str(error).split()) if user_error else " ".join(traceback.format_exception_only(error)[-1].split())
-    failure = Failure(rank, line, user_error, time.time())
-    (folder / f"rank-{rank}.txt").write_text("".join(traceback.format_exception(error)))
-    partial = folder / f"rank-{rank}.partial"
-    partial.write_text(json.dumps(asdict(failure)))
-    partial.replace(folder / f"rank-{rank}.json")  # whole or not at all, on a full disk too
+    try:
+        note(folder, rank, line, user_error)
+        (folder / f"rank-{rank}.txt").write_text(trace)
+    except OSError:
+        print(f"{trace}trainer: rank {rank}: {line}", file=sys.stderr)
+
+
+def note(folder: Path, rank: int, line: str, user_error: bool = False) -> None:
+    """Write `rank-N.json`, unless there is one: what follows from a first failure is not its cause."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"rank-{rank}.json"
+    if file.exists():
+        return
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(Failure(rank, line, user_error, time.time()))))
+    partial.replace(file)  # whole or not at all, on a full disk too
 
 
 def first(folder: Path) -> Failure | None:

@@ -1,7 +1,7 @@
 """Staged fine-tuning that stays correct under DDP and resume: first the head, later the backbone."""
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -49,7 +49,7 @@ class StagedFineTuning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not _is_a(trainer.strategy, "SingleDeviceStrategy", "DDPStrategy"):
             raise UserError(
                 f"StagedFineTuning works with one device or with DDP, not with {type(trainer.strategy).__name__}: "
                 "set trainer.strategy to ddp"
@@ -84,7 +84,7 @@ class StagedFineTuning(Callback):
         if not self.train_bn:
             self._module(pl_module).train()
         strategy = trainer.strategy
-        if isinstance(strategy, DDPStrategy):
+        if _is_a(strategy, "DDPStrategy"):
             # DDP reduces the gradients of what was trainable when it wrapped the model (Lightning #20340): wrap again
             strategy.model = strategy.lightning_module
             strategy.configure_ddp()
@@ -124,3 +124,8 @@ class StagedFineTuning(Callback):
                 f"StagedFineTuning: {type(pl_module).__name__} has no module {self.backbone!r} (it has {names}): "
                 "set the callback's `backbone` argument"
             ) from error
+
+
+def _is_a(strategy: Strategy, *names: str) -> bool:
+    """By name, since `pytorch_lightning` has the same strategies as classes of its own."""
+    return any(cls.__name__ in names for cls in type(strategy).__mro__)

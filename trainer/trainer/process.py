@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AGENT_PID = "TRAINER_AGENT_PID"
@@ -25,12 +26,16 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def end_soon_after_sigterm(seconds: float) -> None:
+def end_soon_after_sigterm(seconds: float, note: Callable[[], None] = lambda: None) -> None:
     """Have this process end `seconds` after SIGTERM at the latest, whatever its main thread is stuck in.
 
     Where another rank has died the main thread often waits in a collective, and runs no signal handler; and Lightning's
     handler is a collective itself (Lightning 2.6.6, signal_connector.py). Python's C handler writes the signal's number
-    into a pipe in any case. Call it from the main thread.
+    into a pipe in any case. Call this from the main thread.
+
+    Args:
+        seconds: From the signal to the end.
+        note: Called at once when the signal comes, from another thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -41,6 +46,7 @@ def end_soon_after_sigterm(seconds: float) -> None:
     def watch() -> None:
         while signal.SIGTERM not in os.read(reader, 64):
             pass
+        note()
         time.sleep(seconds)
         os._exit(128 + signal.SIGTERM)
 

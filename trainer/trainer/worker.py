@@ -22,8 +22,8 @@ that every rank of a job ends before launch has to kill them."""
 def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
     die_with_parent(int(os.environ[AGENT_PID]))
-    end_soon_after_sigterm(GRACE_SECONDS)
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
+    end_soon_after_sigterm(GRACE_SECONDS, lambda: failure.note(job.failures, rank, "it was told to end by SIGTERM"))
     kind, *arguments = job.arguments()
     try:
         _quieten()
@@ -40,6 +40,7 @@ def main() -> int:
             from trainer import script
 
             script.run(arguments, job)
+        job.write_done(rank)
     except UserError as error:
         failure.write(job.failures, rank, error)
         return 2
@@ -76,6 +77,7 @@ def _quieten() -> None:
         r".*Autologging is known to be compatible.*",  # torch 2.14 with mlflow 3.17: tested here
         r".*isinstance\(treespec, LeafSpec\).*",  # deprecation inside Lightning, not the user's code
         r".*Using `DistributedSampler` with the dataloaders.*",  # exact_evaluation.py says where it is true
+        r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # shares.py says it in one line
         r".*`tensorboardX` has been removed.*",
         r".*barrier\(\): using the device under current context.*",
     ):

@@ -65,7 +65,7 @@ def test_sampler_never_goes_back_an_epoch() -> None:
     assert list(sampler) == expected
 
 
-def test_N_one_two_and_three_processes_agree(image_root: Path, tmp_path: Path) -> None:
+def test_fact_N_one_two_and_three_processes_agree(image_root: Path, tmp_path: Path) -> None:
     """Means of per-rank means and padded samples give other metrics on N processes than on one.
 
     Batches of unequal size weighted equally are wrong on one process already (torchmetrics 1.9.0 did that here). The

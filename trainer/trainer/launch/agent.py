@@ -19,7 +19,8 @@ from trainer.process import AGENT_PID, die_with_parent
 def main() -> int:
     """Run the workers to their end.
 
-    Args (command line): the launch process's pid, a file for the exit codes of failed ranks, torchrun's arguments.
+    Args (command line): the launch process's pid, the descriptor of a pipe for the exit codes of failed ranks,
+        torchrun's arguments.
 
     Returns:
         0, 1 where a worker failed, or 128 + the signal that ended the agent.
@@ -32,8 +33,8 @@ def main() -> int:
         run(parse_args(arguments))
     except ChildFailedError as error:
         exit_codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
-        with open(report, "w") as file:
-            json.dump(exit_codes, file)
+        with open(int(report), "w") as pipe:
+            json.dump(exit_codes, pipe)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)

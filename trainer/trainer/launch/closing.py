@@ -9,10 +9,8 @@ from trainer import failure
 from trainer.tracking import outbox, spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import EndRecord, Job, RunRecord
+from trainer.tracking.schemes import MAX_TAG_LENGTH
 from trainer.tracking.store import record_of
-
-MAX_TAG_LENGTH = 5000
-"""What servers of every age take."""
 
 
 def close_run(

@@ -6,11 +6,12 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import installation, provenance, workspace
+from trainer import installation, provenance
 from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
@@ -30,14 +31,15 @@ LAST_DELIVERY_SECONDS_KILLED = 30.0
 """The same for a job that was told to end; with the workers' grace it fits into Compose's stop_grace_period."""
 
 
-def launch(name: str, arguments: list[str], devices: Devices, experiment: str | None) -> int:
+def launch(name: str, arguments: list[str], devices: Devices, experiment: str | None, code: Path | None = None) -> int:
     """Run one training job and return its exit code.
 
     Args:
         name: The job's name; runs are named after it.
-        arguments: What the workers get: `["fit", …]`.
+        arguments: What the workers get: `["fit", …]` or `["run", …]`.
         devices: What the job runs on.
         experiment: MLflow experiment; by default the job's name.
+        code: The folder of the user's own code, whose commit is recorded too.
 
     Returns:
         0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
@@ -56,25 +58,26 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         stale.close_attempts(name, uri, _say)
     job = _new_job(name)
     _say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
-    workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
-    workers.forward_signals()
-    # Imported while the workers import theirs: MLflow takes seconds to load.
-    from trainer.launch.run import JobRun
-
-    kind, *words = arguments
-    code = Path(words[0]).parent if kind == "run" else workspace.folder(words)
-    tags = provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), code)
-    run = JobRun(job, uri, tags, devices.gpus, _say)
     try:
+        workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
+    except OSError as error:
+        raise UserError(f"cannot start a job in {job.folder}: {error.strerror}") from None
+    workers.forward_signals()
+    run = None
+    try:
+        # Imported while the workers import theirs: MLflow takes seconds to load.
+        from trainer.launch.run import JobRun
+
+        run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), code), devices.gpus, _say)
         _watch(workers, run, job)
         ending = workers.ending()
     except BaseException as error:  # whatever happens to launch, no run is left as RUNNING
         workers.kill()
-        run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
+        if run is not None:
+            run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
         raise
-    signals = workers.signals
     patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
-    delivered = run.close(ending, patience, give_up=lambda: workers.signals > signals)
+    delivered = run.close(ending, patience, _impatience(workers))
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
         _say(
@@ -83,6 +86,27 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         )
         return ending.exit_code or 1
     return ending.exit_code
+
+
+def _impatience(workers: Workers) -> Callable[[], bool]:
+    """Whether the last delivery is to be given up, asked while it waits.
+
+    A signal that ended the job has been heeded; one more means it. A first one that comes only now, to a job that has
+    ended by itself, shortens the wait and changes nothing else: `docker stop` kills soon after it.
+    """
+    heeded = workers.signals
+    allowed = 0 if workers.killed_by else 1
+    hurried = 0.0
+
+    def give_up() -> bool:
+        nonlocal hurried
+        if workers.signals > heeded and not hurried:
+            hurried = time.monotonic()
+        return workers.signals > heeded + allowed or (
+            hurried > 0 and time.monotonic() - hurried > LAST_DELIVERY_SECONDS_KILLED
+        )
+
+    return give_up
 
 
 def _watch(workers: Workers, run: "JobRun", job: Job) -> None:
@@ -143,6 +167,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
         if not ending.user_error:
             _say(f"tracebacks and logs of the ranks: {job.failures} {job.logs}")
     if run.url is None:
+        _say(f"{run.status_name} before there was a run")
         return
     latest = run.latest_metrics()
     facts = [run.status_name]

@@ -14,8 +14,8 @@ from trainer.launch.devices import Devices
 from trainer.tracking.job import JOB_DIR_VARIABLE, Job
 
 GRACE_SECONDS = 8.0
-"""From the first signal to SIGKILL. Short, since Lightning 2.6.6 broadcasts inside its SIGTERM handler and two ranks
-hang in it until then; what they wrote is on disk, and the last checkpoint is of the last epoch, not of the signal."""
+"""From the first signal to SIGKILL. Each worker sees to its own end within 5 s (worker.py); what it wrote is on disk,
+and the last checkpoint is of the last epoch, not of the signal."""
 
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -51,12 +51,13 @@ class Workers:
 
     def __init__(self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str]) -> None:
         self._job = job
-        self._report = job.folder / "failed-ranks.json"
+        self._reported: dict[int, int] | None = None
         self.killed_by: signal.Signals | None = None
         """The signal that ends the job, once launch has got one."""
         self.signals = 0
         """How many signals launch has got."""
         self._deadline: float | None = None
+        self._world_size = devices.count
         # Local rank 0 has the terminal, so that a progress bar is live; the others print into files.
         quiet_ranks = ",".join(f"{rank}:3" for rank in range(1, devices.count)) or "0:0"
         torchrun = [
@@ -70,12 +71,17 @@ class Workers:
         # Not on torchrun's command line: it takes `--monitor` there for an abbreviation of its own.
         job.write_arguments(arguments)
         # A session of its own: a Ctrl-C in the terminal reaches launch alone, which passes it on once.
+        # The exit codes of failed ranks come back through a pipe, which a full disk cannot keep out.
+        reader, report = os.pipe()
+        self._report = open(reader)  # noqa: SIM115 (read when the agent has ended)
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", "trainer.launch.agent", str(os.getpid()), str(self._report), *torchrun],
+            [sys.executable, "-m", "trainer.launch.agent", str(os.getpid()), str(report), *torchrun],
             env={**os.environ, **environment, JOB_DIR_VARIABLE: str(job.folder)},
             stdin=subprocess.DEVNULL,
+            pass_fds=(report,),
             start_new_session=True,
         )
+        os.close(report)
 
     def forward_signals(self) -> None:
         """From here on a signal that asks for the end ends the workers; a second one ends them at once."""
@@ -107,7 +113,10 @@ class Workers:
         if self.killed_by is not None:
             return Ending(killed_by=self.killed_by)
         if code == 0:
-            return Ending()
+            left = [rank for rank in range(self._world_size) if not self._job.done(rank)]
+            if not left:
+                return Ending()
+            return Ending(error=f"rank {left[0]} left in the middle, with exit code 0 (os._exit, or a library's exit)")
         exit_codes = self._exit_codes()
         # The other ranks' errors only follow from it. Not so of SIGABRT: so gloo and NCCL end ranks that another left.
         ended_from_outside = {rank: code for rank, code in exit_codes.items() if code != -signal.SIGABRT}
@@ -126,12 +135,11 @@ class Workers:
 
     def _exit_codes(self) -> dict[int, int]:
         """Exit codes of the ranks that failed, without those that the agent ended with SIGTERM because of it."""
-        try:
-            exit_codes = {int(rank): code for rank, code in json.loads(self._report.read_text()).items()}
-        except (FileNotFoundError, ValueError):  # no rank failed, or a full disk kept the report out
-            return {}
+        if self._reported is None:
+            text = self._report.read()
+            self._reported = {int(rank): code for rank, code in json.loads(text or "{}").items()}
         told_to_end = (-signal.SIGTERM, 128 + signal.SIGTERM)  # the latter by process.py
-        return {rank: code for rank, code in exit_codes.items() if code not in told_to_end} or exit_codes
+        return {rank: code for rank, code in self._reported.items() if code not in told_to_end} or self._reported
 
     def kill(self) -> None:
         """End all at once, whatever they do."""

@@ -1,17 +1,24 @@
-"""What the app may write to its run. On ranks other than 0 the job's store is null, so every rank calls the same."""
+"""What a worker's own code (the app, the callbacks, the script's runner) writes to the run.
+
+On ranks other than 0 the job's store is null, so every rank calls the same.
+"""
 
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mlflow
+import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.utils.autologging_utils import AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONFIGURED, AUTOLOGGING_INTEGRATIONS
 
 from trainer.tracking.job import Job
+from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 
 MODEL_NAME = "model"
 
@@ -22,17 +29,14 @@ def autolog() -> None:
     The app logs the best model itself, once; autolog would pickle the last one and upload each better checkpoint.
     """
     mlflow.pytorch.autolog(log_models=False, checkpoint=False)
+    # Else `mlflow.autolog()` in a script would change nothing, and `mlflow.pytorch.autolog()` would.
+    AUTOLOGGING_INTEGRATIONS["pytorch"][AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONFIGURED] = True
 
 
 def is_autologging(callback: Any) -> bool:
     """Whether this is the callback by which MLflow's autologging follows a Trainer."""
     cls = type(callback)
     return cls.__module__ == "mlflow.pytorch._lightning_autolog" and cls.__name__.endswith("MlflowPLCallback")
-
-
-def has_mlflow_logger(loggers: Iterable[Any]) -> bool:
-    """Whether one of a Trainer's loggers is an MLFlowLogger, of `lightning` or of `pytorch_lightning`."""
-    return any(cls.__name__ == "MLFlowLogger" for logger in loggers for cls in type(logger).__mro__)
 
 
 @contextmanager
@@ -49,16 +53,27 @@ def flush() -> None:
 
 
 def close_run(job: Job) -> None:
-    """End the active run; a job that has asked for none gets one all the same, since every job is one run."""
+    """End the active run; a job that has asked for none gets one all the same, since every job is one run.
+
+    For global rank 0 only: the runs of the others are made up.
+    """
+    if not _is_the_jobs(mlflow.get_tracking_uri()):
+        print(f"the script logs to {mlflow.get_tracking_uri()}: none of that is in the job's run", flush=True)
+        mlflow.end_run()
+        mlflow.set_tracking_uri(JOB_SCHEME + os.environ[SERVER_VARIABLE])
     if job.run_record() is None:
         mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
         mlflow.start_run()
     mlflow.end_run()
 
 
+def _is_the_jobs(uri: str) -> bool:
+    return uri.startswith((JOB_SCHEME, "http://", "https://"))  # the latter are led to the job's (store.py)
+
+
 def log_config(config: dict[str, Any], text: str) -> None:
     """Log a resolved configuration: every value as a param under its dotted name, and the whole as config.yaml."""
-    log_params(_flat(config))
+    _log_valid_params(_flat(config))
     mlflow.log_text(text, "config.yaml")
 
 
@@ -69,17 +84,21 @@ def log_params(params: dict[str, Any]) -> None:
 
 
 def log_hyperparameters(prefix: str, values: Mapping[str, Any]) -> None:
-    """Log nested hyperparameters as params under `<prefix>.<dotted name>`.
+    """Log nested hyperparameters as params under `<prefix>.<dotted name>`."""
+    if values:
+        _log_valid_params(_flat(dict(values), prefix))
 
-    What MLflow refuses (a second model of the same script with other values, a name with odd characters) is left out
-    with a warning: it is no reason to end a training.
-    """
-    if not values:
-        return
+
+def _log_valid_params(params: dict[str, Any]) -> None:
+    """Log params; what MLflow refuses (another value than before, odd characters) is no reason to end a training."""
     try:
-        log_params(_flat(dict(values), prefix))
+        log_params(params)
     except MlflowException as error:
-        warnings.warn(f"hyperparameters are not recorded: {error.message}", stacklevel=2)
+        if len(params) > 1:
+            for key, value in params.items():
+                _log_valid_params({key: value})
+        else:
+            warnings.warn(f"not recorded: {' '.join(error.message.split())[:300]}", stacklevel=2)
 
 
 def set_tag(key: str, value: str) -> None:
@@ -105,13 +124,11 @@ def log_model(model: torch.nn.Module, example: torch.Tensor, step: int) -> str:
     example = example.detach().cpu()
     if len(example) == 1:  # torch.export takes a batch of one for a constant
         example = torch.cat([example, example])
-    with torch.no_grad():
-        signature = mlflow.models.infer_signature(example.numpy(), model(example).numpy())
     arguments = {
         "name": MODEL_NAME,
         "step": step,
-        "signature": signature,
-        "input_example": example.numpy(),
+        "signature": _signature(model, example),
+        "input_example": _array(example),
         # Given, because MLflow would find them by loading the model in another process for 8 seconds.
         "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
     }
@@ -119,6 +136,21 @@ def log_model(model: torch.nn.Module, example: torch.Tensor, step: int) -> str:
     serialization_format = "pt2" if _exports(model, example) else "pickle"
     mlflow.pytorch.log_model(model, serialization_format=serialization_format, **arguments)
     return serialization_format
+
+
+def _signature(model: torch.nn.Module, example: torch.Tensor) -> ModelSignature | None:
+    """None where the output is neither a tensor nor a dictionary of tensors: MLflow has no words for it."""
+    with torch.no_grad():
+        output = model(example)
+    if isinstance(output, torch.Tensor):
+        return infer_signature(_array(example), _array(output))
+    if isinstance(output, dict) and all(isinstance(value, torch.Tensor) for value in output.values()):
+        return infer_signature(_array(example), {str(name): _array(value) for name, value in output.items()})
+    return None
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
 
 def _exports(model: torch.nn.Module, example: torch.Tensor) -> bool:

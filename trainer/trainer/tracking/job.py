@@ -85,7 +85,7 @@ class Job:
 
     @property
     def refused(self) -> Path:
-        """What the server refused for good: records as lines; files lie in the folder of the same name."""
+        """Records that the server refused for good."""
         return self.folder / "refused.jsonl"
 
     @property
@@ -101,6 +101,19 @@ class Job:
     def logs(self) -> Path:
         """What ranks other than local rank 0 print, as torchrun lays it out."""
         return self.folder / "logs"
+
+    def write_done(self, rank: int) -> None:
+        """Record that a rank came to its end; exit code 0 alone could be an `os._exit` in the middle."""
+        (self.folder / "done").mkdir(exist_ok=True)
+        (self.folder / "done" / str(rank)).touch()
+
+    def done(self, rank: int) -> bool:
+        return (self.folder / "done" / str(rank)).exists()
+
+    @property
+    def refused_files(self) -> Path:
+        """Files that the server refused for good."""
+        return self.folder / "refused"
 
     @property
     def _arguments_file(self) -> Path:

@@ -9,3 +9,6 @@ NULL_ARTIFACTS = "null:/"
 
 SERVER_VARIABLE = "TRAINER_SERVER_URI"
 """Environment variable with the real server's URL; scripts overwrite MLflow's own by `mlflow.set_tracking_uri`."""
+
+MAX_TAG_LENGTH = 5000
+"""Of a tag's value; servers of every age take it."""

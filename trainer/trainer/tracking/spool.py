@@ -3,6 +3,7 @@
 Two readers go through it, each with a place of its own: one for values (delivery.py), one for files (uploads.py).
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -88,11 +89,24 @@ class SpoolReader:
         return lines
 
     def delivered(self, offset: int) -> None:
-        """Everything before `offset` has reached the server or was set aside."""
-        partial = self._offset_file.with_suffix(f"{self._offset_file.suffix}-partial")
-        partial.write_text(str(offset))
-        os.replace(partial, self._offset_file)
+        """Everything before `offset` has reached the server or was set aside.
+
+        Where the disk is full the place is only remembered: a crash then repeats more than the last batch, which does
+        no harm, and the delivery goes on.
+        """
         self._offset = offset
+        partial = self._offset_file.with_suffix(f"{self._offset_file.suffix}-partial")
+        with contextlib.suppress(OSError):
+            partial.write_text(str(offset))
+            os.replace(partial, self._offset_file)
+
+
+def is_delivered(spool: Path, place: str = ".offset") -> bool:
+    """Whether a reader has come to the end of what was written so far."""
+    try:
+        return int(spool.with_suffix(place).read_text()) >= spool.stat().st_size
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def newest_timestamp(spool: Path) -> int | None:

@@ -5,9 +5,9 @@ asks, and a status is left to launch; reads go to the server. On every other ran
 Both are registered through MLflow's plugin entry point `mlflow.tracking_store`; nothing in MLflow is patched.
 """
 
-import gc
 import os
 import sys
+import time
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
@@ -33,9 +34,12 @@ from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric
 
 from trainer.tracking import spool
 from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.loggers import let_loggers_ask_first
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, NULL_ARTIFACTS, SERVER_VARIABLE
 
 SYSTEM_METRICS = "system/"
+READ_PATIENCE_SECONDS = 5.0
+"""How long a read of the job's own run waits for what the job has written; after that it is as old as it is."""
 
 
 def job_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
@@ -73,14 +77,15 @@ class JobStore(RestStore):
         self._job = job
         self._server_uri = server_uri
         self._params: dict[tuple[str, str], str] = {}
-        self._epochs: dict[tuple[str, int], float] = {}
+        self._wrote = False
+        self._epoch: tuple[str, int, float] | None = None
 
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], run_name: str | None
     ) -> Run:
         """Return the job's one run; the first call creates it, in the experiment that was asked for."""
         if any(tag.key == MLFLOW_AUTOLOGGING for tag in tags):
-            _let_loggers_ask_first()
+            let_loggers_ask_first()
         with self._job.run_lock():
             record = self._job.run_record()
             if record is None:
@@ -102,10 +107,28 @@ class JobStore(RestStore):
                     )
                 )
                 return _through_job(run)
-        return self.get_run(record.run_id)
+        return _through_job(super().get_run(record.run_id))
 
     def get_run(self, run_id: str) -> Run:
+        self._wait_for_delivery()
         return _through_job(super().get_run(run_id))
+
+    def get_metric_history(self, *args: Any, **kwargs: Any) -> PagedList[Metric]:
+        self._wait_for_delivery()
+        return super().get_metric_history(*args, **kwargs)
+
+    def _search_runs(self, *args: Any, **kwargs: Any) -> tuple[list[Run], str | None]:
+        self._wait_for_delivery()
+        return super()._search_runs(*args, **kwargs)
+
+    def _wait_for_delivery(self) -> None:
+        """Let a script that reads back what it has logged find it: launch delivers about once a second."""
+        deadline = time.monotonic() + READ_PATIENCE_SECONDS
+        while self._wrote and time.monotonic() < deadline:
+            if spool.is_delivered(self._job.spool):
+                self._wrote = False
+            else:
+                time.sleep(0.05)
 
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> RunInfo:
         """Keep a new name; leave the status to launch, which outlives a killed rank."""
@@ -125,6 +148,8 @@ class JobStore(RestStore):
         # Launch samples the machine for every job; a script's own sampler would double each point.
         metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
         metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
+        # Autologging's word for what its Trainer did last: on the run of a training it would read "testing".
+        tags = [tag for tag in tags if tag.key != "Mode"]
         _validate_batch_log_limits(metrics, params, tags)
         for metric in metrics:
             _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
@@ -135,20 +160,21 @@ class JobStore(RestStore):
             known = self._params.get((run_id, param.key), param.value)
             if known != param.value:
                 raise MlflowException(
-                    f"param {param.key!r} of run {run_id} is {known!r} already and cannot become {param.value!r}",
+                    f"param {param.key!r} of run {run_id} is {known!r} already and cannot become {param.value!r}; a "
+                    "job is one run, also where its script starts several",
                     INVALID_PARAMETER_VALUE,
                 )
         if metrics or params or tags:
             spool.append(self._job.spool, record_of(run_id, metrics, params, tags))
+            self._wrote = True
         self._params.update({(run_id, param.key): param.value for param in params})
 
     def _repeats_the_epoch(self, run_id: str, metric: Metric) -> bool:
         """Lightning hands a logger the epoch with every call: at a step that is validated it would stand twice."""
         if metric.key != "epoch":
             return False
-        known = self._epochs.get((run_id, metric.step))
-        self._epochs[run_id, metric.step] = metric.value
-        return known == metric.value
+        before, self._epoch = self._epoch, (run_id, metric.step, metric.value)
+        return before == self._epoch
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
         self.log_batch(run_id, [metric], [], [])
@@ -170,17 +196,6 @@ class JobStore(RestStore):
 
     def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
         return _model_through_job(super().finalize_logged_model(model_id, status))
-
-
-def _let_loggers_ask_first() -> None:
-    """Have every MLFlowLogger open the run that it would open a moment later, under its own name, in its experiment.
-
-    Autologging asks for a run when `Trainer.fit` begins, Lightning for its loggers' shortly after; the first decides
-    where the job's one run is. Only the garbage collector knows which loggers there are.
-    """
-    for candidate in gc.get_objects():
-        if type(candidate).__name__ == "MLFlowLogger":
-            _ = candidate.experiment
 
 
 class NullStore(RestStore):

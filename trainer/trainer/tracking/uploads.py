@@ -141,7 +141,7 @@ class Uploads:
 
     def _set_aside(self, line: Line, error: Exception) -> None:
         assert line.record is not None
-        folder = self._job.refused.with_suffix("") / line.record["copy"]
+        folder = self._job.refused_files / line.record["copy"]
         folder.parent.mkdir(exist_ok=True)
         os.rename(self._job.outbox / line.record["copy"], folder)
         spool.set_aside(self._job.refused, [line.raw])

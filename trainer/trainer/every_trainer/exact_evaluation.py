@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 from trainer.sharding import ShardedBatchSampler
 from trainer.tracking import client
@@ -20,6 +20,9 @@ class ExactEvaluation:
     Lightning's DistributedSampler repeats samples until every rank has equally many, so that metrics on several
     processes are those of another dataset. A loader is plain if it reads a map-style dataset in order in batches of
     `batch_size`. Others keep the sampler that they have.
+
+    Shards of unequal size then meet a second error, which is mended here too: `self.log(…, sync_dist=True)` averages the
+    number of samples in whole numbers (Lightning #21859).
     """
 
     def __init__(self) -> None:
@@ -61,7 +64,15 @@ class ExactEvaluation:
     def _say_what_is_padded(self, trainer: Any, stage: str, loaders: Any) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or stage in self._said:
             return
-        samplers = [loader.sampler for loader in _loaders(loaders)]
+        if trainer.world_size > 1 and any(isinstance(one.dataset, IterableDataset) for one in _loaders(loaders)):
+            self._said.add(stage)
+            warnings.warn(
+                f"{stage} reads an IterableDataset: its metrics count every sample {trainer.world_size} times, unless "
+                "the dataset gives each process a share of its own",
+                stacklevel=1,
+            )
+        # Lightning puts its sampler into a batch sampler of the user's own, where there is one.
+        samplers = [getattr(loader.batch_sampler, "sampler", loader.sampler) for loader in _loaders(loaders)]
         padded = sum(
             sampler.total_size - len(sampler.dataset) for sampler in samplers if isinstance(sampler, DistributedSampler)
         )
@@ -87,6 +98,8 @@ class _UnpaddedBatchSampler(ShardedBatchSampler):
 
 
 def _exact_reduce(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """`Strategy.reduce` without its mean of whole numbers, which is rounded down (Lightning #21859)."""
+
     @functools.wraps(reduce)
     def exact(tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         if isinstance(tensor, Tensor) and not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
@@ -114,7 +127,7 @@ def _unpadded(loaders: Any, world_size: int) -> Any:
         return loaders
     return DataLoader(
         loaders.dataset,
-        batch_sampler=_UnpaddedBatchSampler(loaders.sampler, loaders.batch_size),
+        batch_sampler=_UnpaddedBatchSampler(loaders.batch_sampler.sampler, loaders.batch_sampler.batch_size),
         num_workers=loaders.num_workers,
         collate_fn=loaders.collate_fn,
         pin_memory=loaders.pin_memory,
@@ -128,12 +141,10 @@ def _unpadded(loaders: Any, world_size: int) -> Any:
 
 
 def _is_plain(loader: Any) -> bool:
-    return (
-        type(loader) is DataLoader
-        and type(loader.batch_sampler) is BatchSampler
-        and type(loader.sampler) is SequentialSampler
-        and not loader.drop_last
-    )
+    if type(loader) is not DataLoader or type(loader.batch_sampler) is not BatchSampler:
+        return False
+    # Not the loader's own attributes: torch leaves them at their defaults where it is given a batch sampler.
+    return type(loader.batch_sampler.sampler) is SequentialSampler and not loader.batch_sampler.drop_last
 
 
 def _overrides(owner: Any, hook: str) -> bool:

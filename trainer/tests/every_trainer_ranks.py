@@ -1,6 +1,6 @@
-"""Run under torchrun by test_callbacks.py: what the callbacks of every job do to Trainers of several processes.
+"""Run under torchrun by test_every_trainer.py: what the callbacks of every job do to Trainers of several processes.
 
-    torchrun --nproc-per-node 2 callback_ranks.py JOB_FOLDER OUT.json
+    torchrun --nproc-per-node 2 every_trainer_ranks.py JOB_FOLDER OUT.json
 
 Rank 0 writes, for each case by its name, the error that it ended with or the metrics that it gave.
 """
@@ -83,9 +83,9 @@ class UnfreezesByHand(Callback):
             pl_module.get_submodule("backbone").requires_grad_(True)
 
 
-def quiet_trainer(*callbacks: Callback) -> Trainer:
+def quiet_trainer(*callbacks: Callback, devices: int | None = None) -> Trainer:
     seed_everything(1, verbose=False)
-    world_size = int(os.environ["WORLD_SIZE"])
+    world_size = devices or int(os.environ["WORLD_SIZE"])
     return Trainer(
         accelerator="cpu",
         devices=world_size,
@@ -119,6 +119,9 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "by hand": lambda: quiet_trainer(UnfreezesByHand()).fit(Net(), loader(train=True)),
     "as it should be": lambda: quiet_trainer().fit(Net(), loader(train=True), loader()),
+    "other devices": lambda: quiet_trainer(devices=int(os.environ["WORLD_SIZE"]) % 2 + 1).fit(
+        Net(), loader(train=True)
+    ),
     "loaders": evaluated,
     "module": lambda: evaluated(model=True),
     "data module": lambda: evaluated(data=True),

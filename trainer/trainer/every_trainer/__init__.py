@@ -24,13 +24,14 @@ def for_pytorch_lightning() -> list[Any]:
 def _for(package: str) -> list[Any]:
     if JOB_DIR_VARIABLE not in os.environ:
         return []
-    from trainer.callbacks.autologging import AutologgingAtTheRightTime
-    from trainer.callbacks.exact_evaluation import ExactEvaluation
-    from trainer.callbacks.hyperparameters import Hyperparameters
-    from trainer.callbacks.refusals import Refusals
-    from trainer.callbacks.replicas import EqualReplicas
+    from trainer.every_trainer.autologging import AutologgingAtTheRightTime
+    from trainer.every_trainer.exact_evaluation import ExactEvaluation
+    from trainer.every_trainer.hyperparameters import Hyperparameters
+    from trainer.every_trainer.refusals import Refusals
+    from trainer.every_trainer.replicas import EqualReplicas
+    from trainer.every_trainer.shares import SharesAreNamed
 
-    mixins: list[type] = [Refusals, ExactEvaluation, AutologgingAtTheRightTime, EqualReplicas]
+    mixins: list[type] = [Refusals, ExactEvaluation, AutologgingAtTheRightTime, EqualReplicas, SharesAreNamed]
     if Job.of_this_process().arguments()[0] == "run":
         mixins.append(Hyperparameters)  # the app logs its whole configuration instead
     callbacks = import_module(f"{package}.callbacks")

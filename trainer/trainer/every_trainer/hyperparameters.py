@@ -3,6 +3,7 @@
 from typing import Any
 
 from trainer.tracking import client
+from trainer.tracking.loggers import mlflow_loggers
 
 
 class Hyperparameters:
@@ -12,7 +13,7 @@ class Hyperparameters:
     """
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero or client.has_mlflow_logger(trainer.loggers):  # Lightning hands it to a logger
+        if not trainer.is_global_zero or mlflow_loggers(trainer.loggers):  # Lightning hands it to a logger
             return
         client.log_hyperparameters("model", pl_module.hparams_initial)
         if trainer.datamodule is not None:

@@ -1,0 +1,83 @@
+"""Autologging of a Trainer: every metric once, at the epoch that it belongs to, and early stopping with it."""
+
+from types import ModuleType
+from typing import Any
+
+from trainer.tracking import client
+from trainer.tracking.loggers import mlflow_loggers
+
+
+class AutologgingAtTheRightTime:
+    """Mends four habits of MLflow's autologging, each of which makes a run say something else than what happened.
+
+    - A Trainer with an MLFlowLogger would log every metric twice, on two x-axes: autologging then stays out.
+    - Callbacks' `on_train_epoch_end` runs before the module's own, so what a module logs there would be recorded one
+      epoch late, and the last of it never: MLflow's callback is called after the module.
+    - In an epoch without a validation it records the last one's metrics once more: they are left out.
+    - EarlyStopping is recorded only where it comes from `pytorch_lightning`: here it is recorded from either.
+    """
+
+    callbacks: ModuleType
+    """The `callbacks` module of the Trainer's own package."""
+
+    def __init__(self) -> None:
+        self._postponed: Any = None
+        self._known: set[str] = set()
+        self._of_validation: set[str] = set()
+        self._validated = False
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        for index, callback in enumerate(trainer.callbacks):
+            if client.is_autologging(callback):
+                if mlflow_loggers(trainer.loggers):
+                    del trainer.callbacks[index]
+                elif stage == "fit":
+                    trainer.callbacks[index] = self._postponed = self._after_the_module(callback)
+                return
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self._postponed in trainer.callbacks:
+            trainer.callbacks[trainer.callbacks.index(self._postponed)] = self._postponed.callback
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        for number, stopping in enumerate(trainer.early_stopping_callbacks):
+            settings = {name: getattr(stopping, name) for name in ("monitor", "mode", "patience", "min_delta")}
+            client.log_hyperparameters(f"early_stopping.{number}" if number else "early_stopping", settings)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        stoppings = trainer.early_stopping_callbacks
+        stopped = [one for one in stoppings if one.stopping_reason.name != "NOT_STOPPED"]
+        if stopped and trainer.is_global_zero:
+            client.log_metrics({"stopped_epoch": float(min(one.stopped_epoch for one in stopped))})
+            for one in stopped:
+                print(f"stopped early in epoch {one.stopped_epoch}: {one.stopping_reason_message}", flush=True)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._known = set(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._of_validation |= set(trainer.callback_metrics) - self._known
+            self._validated = True
+
+    def _after_the_module(self, callback: Any) -> Any:
+        """MLflow's callback as a Checkpoint: the one kind that Lightning calls after the module's own hook.
+
+        See `_call_callback_hooks(…, monitoring_callbacks=…)` in lightning/pytorch/trainer/call.py (2.6.6).
+        """
+
+        def on_train_epoch_end(trainer: Any, pl_module: Any) -> None:
+            # What MLflow takes for logged by step it leaves out of an epoch's metrics.
+            stale = set() if self._validated else self._of_validation - callback._step_metrics
+            callback._step_metrics |= stale
+            callback.on_train_epoch_end(trainer, pl_module)
+            callback._step_metrics -= stale
+            self._validated = False
+
+        postponed = type("Postponed", (self.callbacks.Checkpoint,), {"callback": callback})()
+        for hook in ("on_train_start", "on_train_batch_end", "on_train_end"):
+            setattr(postponed, hook, getattr(callback, hook))
+        postponed.on_train_epoch_end = on_train_epoch_end
+        return postponed
