@@ -62,7 +62,7 @@ APP = {
     # ---- files
     "a YAML file that is not there": (
         "--config confg.yaml",
-        "there is no configuration file confg.yaml; did you mean config?",
+        "there is no configuration file confg.yaml; did you mean config.yaml?",
     ),
     "an empty YAML file": ("--config empty.yaml", "empty.yaml is no configuration: it has no keys such as model:"),
     "a tab in YAML": ("--config tab.yaml", "tab.yaml, line 2: this is no YAML: found character '\\t'"),

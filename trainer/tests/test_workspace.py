@@ -56,5 +56,5 @@ def test_the_workspace_is_what_the_environment_or_the_configuration_says(monkeyp
     assert workspace.folder([]) is None and workspace.folder(words) == Path("three")
     assert [folder.name for folder in workspace.import_folders(words)] == ["one", "two", "three"]
     monkeypatch.setenv("WORKSPACE", "/workspace")
-    assert workspace.folder(words) == Path("/workspace")
+    assert workspace.folder([]) == Path("/workspace") and workspace.folder(words) == Path("three")
     assert [folder.name for folder in workspace.import_folders(words)] == ["workspace", "one", "two", "three"]

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer import checkpoints, class_paths, workspace
+from trainer import checkpoints, ckpt_path, class_paths, workspace
 from trainer.checkpoints import BestCheckpoint, LastCheckpoint
 from trainer.config_error import cause, one_line, wrong_option
 from trainer.errors import UserError
@@ -83,13 +83,13 @@ class TrainingCLI(LightningCLI):
         for name, launched in _launched().items():
             if given[name] not in (LEFT_TO_LAUNCH[name], launched):
                 raise UserError(
-                    f"trainer.{name} is {given[name]}, but launch decides on it: take it out, and use --devices N and "
+                    f"trainer.{name} is {given[name]}, but the command decides on it: take it out, and use --devices N and "
                     "ACCELERATOR=nvidia|cpu"
                 )
             given[name] = launched
         checkpoints.require_kept(given)
         if self.config["ckpt_path"] is not None:
-            checkpoints.require_start(self.config["ckpt_path"], given["max_epochs"])
+            ckpt_path.require_start(self.config["ckpt_path"], given["max_epochs"])
         if given["default_root_dir"] is None:
             # Not where best.ckpt and last.ckpt are: a user's ModelCheckpoint writes here, under any name.
             given["default_root_dir"] = str(self._job.folder / "lightning")
@@ -192,14 +192,15 @@ def train(cli: TrainingCLI) -> None:
     except (RuntimeError, ValueError) as error:
         if str(error).startswith("Early stopping conditioned on metric"):
             raise UserError(one_line(str(error))) from error
-        if start and (line := checkpoints.does_not_fit(error, start, cli.model)):
+        if start and (line := ckpt_path.does_not_fit(error, start, cli.model)):
             raise UserError(line) from error
         raise
 
 
 def _outcome(cli: TrainingCLI) -> dict[str, float]:
     """Which epoch was best (counted from 0), and how good it was."""
-    checkpoint = torch.load(cli.best.best_model_path, map_location="cpu", weights_only=False)
+    # mmap: of the whole file, optimizer included, one number is read
+    checkpoint = torch.load(cli.best.best_model_path, map_location="cpu", weights_only=False, mmap=True)
     outcome = {"best_epoch": float(checkpoint["epoch"])}
     score = cli.best.best_model_score
     if score is not None and not torch.isfinite(score):

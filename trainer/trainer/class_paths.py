@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from trainer.config_error import cause
-from trainer.errors import UserError
-from trainer.workspace import config_files, did_you_mean, import_folders
+from trainer.errors import UserError, did_you_mean
+from trainer.workspace import config_files, import_folders, read_config
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 BESIDE_CLASS_PATH = ("init_args", "dict_kwargs")
@@ -30,23 +30,9 @@ def check(words: list[str]) -> None:
         UserError: A file is no YAML, or a class cannot be imported.
     """
     folders = import_folders(words)
-    for config in [*map(_read, config_files(words)), *_words_as_config(words)]:
+    for config in [*map(read_config, config_files(words)), *_words_as_config(words)]:
         for class_path in _class_paths(config):
             _import(class_path, folders)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"{file}, line {mark.line + 1}" if mark else str(file)
-        raise UserError(f"{where}: this is no YAML: {problem or error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is no configuration: it has no keys such as model:, data:, trainer:")
-    return config
 
 
 def _words_as_config(words: list[str]) -> Iterator[dict[str, Any]]:
@@ -115,6 +101,13 @@ def _import(class_path: str, folders: list[Path]) -> None:
         raise UserError(
             f"cannot import {class_path}: {module_name} has no {name}"
             + did_you_mean(name, {*classes, *getattr(module, "__all__", [])})
+        )
+    named = getattr(module, name)
+    bases = inspect.getmro(named) if inspect.isclass(named) else ()
+    if any(base.__module__.startswith("pytorch_lightning.") for base in bases):
+        raise UserError(
+            f"{class_path} is of the package `pytorch_lightning`: import `lightning` in its place, or run a script of "
+            "yours with `trainer run`, which takes both"
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from trainer import workspace
 from trainer.errors import UserError
 
+DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job is exactly one MLflow run, a true one."
+
 
 def main() -> None:
     """Entry point of the `trainer` command."""
@@ -25,7 +27,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trainer", description=sys.modules["trainer"].__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="trainer", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fit = commands.add_parser(
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="close the runs of jobs that ended without a word (power loss, kill -9) or without a server",
     )
+    runs.add_argument("--all", action="store_true", help="also those that ended before they had a run, at a typo say")
     runs.set_defaults(run=_runs)
 
     data = commands.add_parser("data", help="download and sort a dataset")
@@ -103,9 +106,14 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", "trainer.app", *rest])
     workspace.require_config_files(rest)
     files = workspace.config_files(rest)
-    name = arguments.name or (files[-1].stem if files else "fit")
+    name = arguments.name or (_name_of(files[-1]) if files else "fit")
     picked = devices.pick(arguments.accelerator, arguments.devices)
-    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment)
+    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment, workspace.folder(rest))
+
+
+def _name_of(file: Path) -> str:
+    """The job's name by its configuration file; every project has a config.yaml, so that one is named by its folder."""
+    return file.resolve().parent.name if file.stem == "config" else file.stem
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -114,9 +122,13 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     script = arguments.script
     if not script.is_file():
         raise UserError(f"no script at {script}: give the path of a Python file")
+    for word in arguments.arguments:
+        if word.partition("=")[0] in ("--accelerator", "--devices", "--experiment", "--name"):
+            print(f"trainer: {word} stands behind {script}, so it goes to the script", file=sys.stderr)
     picked = devices.pick(arguments.accelerator, arguments.devices)
     words = ["run", str(script.resolve()), *arguments.arguments]
-    return launcher.launch(arguments.name or script.stem, words, picked, arguments.experiment)
+    name = arguments.name or script.stem
+    return launcher.launch(name, words, picked, arguments.experiment, script.resolve().parent)
 
 
 def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -127,7 +139,7 @@ def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         from trainer.launch import jobs
 
-        print(jobs.table())
+        print(jobs.table(arguments.all))
     return 0
 
 

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +10,8 @@ from pydoc import locate
 import jsonargparse
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from trainer.errors import UserError
-from trainer.workspace import did_you_mean
+from trainer.errors import UserError, did_you_mean
+from trainer.failure import place
 
 # What jsonargparse adds for every type that a value might have had; none of it is what the user got wrong.
 NOISE = (
@@ -40,7 +38,6 @@ PLAIN = {
 }
 
 JSONARGPARSE = Path(jsonargparse.__file__).parent
-NOT_THE_USERS = (Path(sysconfig.get_path("stdlib")), JSONARGPARSE.parent, Path(__file__).parent)
 
 UNKNOWN_IN_CLASS = re.compile(r"given class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
 UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
@@ -112,22 +109,11 @@ def cause(error: BaseException) -> str:
     said = one_line(str(error))
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {said}"  # which names the file and the line
-    if own := [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]:
-        return f"{type(error).__name__}: {said} ({_short(own[-1].filename)}, line {own[-1].lineno})"
+    if where := place(error):
+        return f"{type(error).__name__}: {said}{where}"
     return said if isinstance(error, ValueError | MisconfigurationException) else f"{type(error).__name__}: {said}"
 
 
 def _raised_in(error: BaseException) -> Path:
     frames = traceback.extract_tb(error.__traceback__)
     return Path(frames[-1].filename) if frames else Path()
-
-
-def _is_users(file: Path) -> bool:
-    """Neither Python's own, nor an installed package's, nor ours."""
-    return file.is_file() and not any(file.is_relative_to(folder) for folder in NOT_THE_USERS)
-
-
-def _short(file: str) -> str:
-    """A module's file as it is found on the import path: net.py, package/net.py."""
-    folders = [folder for folder in sys.path if folder and Path(file).is_relative_to(folder)]
-    return str(Path(file).relative_to(max(folders, key=len))) if folders else file

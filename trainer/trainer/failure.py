@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import sysconfig
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -30,12 +31,26 @@ def write(folder: Path, rank: int, error: BaseException) -> None:
     """Write `rank-N.json` and, with the traceback, `rank-N.txt`; on a full disk, the traceback to standard error."""
     trace = "".join(traceback.format_exception(error))
     user_error = isinstance(error, UserError)
-    line = " ".join(str(error).split()) if user_error else " ".join(traceback.format_exception_only(error)[-1].split())
+    said = str(error) if user_error else traceback.format_exception_only(error)[-1] + place(error)
+    line = " ".join(said.split())
     try:
         note(folder, rank, line, user_error)
         (folder / f"rank-{rank}.txt").write_text(trace)
     except OSError:
         print(f"{trace}trainer: rank {rank}: {line}", file=sys.stderr)
+
+
+def place(error: BaseException) -> str:
+    """Where in the user's own code an exception comes from: ` (train.py, line 24)`, or nothing."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _is_users(file: Path) -> bool:
+    """Neither Python's own, nor an installed package's, nor ours."""
+    installed = "site-packages" in file.parts or "dist-packages" in file.parts
+    others = (Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
+    return file.is_file() and not installed and not any(file.is_relative_to(folder) for folder in others)
 
 
 def note(folder: Path, rank: int, line: str, user_error: bool = False) -> None:

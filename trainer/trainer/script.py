@@ -43,7 +43,8 @@ def run(arguments: list[str], job: Job) -> None:
         ) from error
     finally:
         client.flush()
-    client.close_run(job)
+        if os.environ["RANK"] == "0":
+            client.close_run(job)  # also of a script that failed before it had one: launch sets the status
     _end_as_an_interpreter_does()
 
 

@@ -1,13 +1,14 @@
 """Where a user's own code lies: the folder that WORKSPACE names, and those of the configuration files."""
 
-import difflib
 import os
 import sys
-from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from trainer.errors import UserError
+import yaml
+
+from trainer.errors import UserError, did_you_mean
 
 
 def config_files(words: list[str]) -> list[Path]:
@@ -25,20 +26,40 @@ def config_files(words: list[str]) -> list[Path]:
 def require_config_files(words: list[str]) -> None:
     """
     Raises:
-        UserError: One of the configuration files is not there.
+        UserError: One of the configuration files is not there, or is none.
     """
     for file in config_files(words):
         if not file.is_file():
-            beside = [other.stem for other in file.parent.glob(f"*{file.suffix}") if other.is_file()]
-            raise UserError(f"there is no configuration file {file}" + did_you_mean(file.stem, beside))
+            beside = [other.name for other in file.parent.glob(f"*{file.suffix}") if other.is_file()]
+            raise UserError(f"there is no configuration file {file}" + did_you_mean(file.name, beside))
+        read_config(file)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: It cannot be read, or is no configuration.
+    """
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{file}, line {mark.line + 1}" if mark else str(file)
+        raise UserError(f"{where}: this is no YAML: {problem or error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no configuration: it has no keys such as model:, data:, trainer:")
+    return config
 
 
 def folder(words: list[str]) -> Path | None:
-    """The folder of the user's own code: WORKSPACE, else that of the last configuration file."""
-    if workspace := os.environ.get("WORKSPACE"):
-        return Path(workspace)
+    """The folder of the user's own code: that of the last configuration file, else WORKSPACE."""
     files = config_files(words)
-    return files[-1].parent if files else None
+    if files:
+        return files[-1].parent
+    workspace = os.environ.get("WORKSPACE")
+    return Path(workspace) if workspace else None
 
 
 def import_folders(words: list[str]) -> list[Path]:
@@ -52,9 +73,3 @@ def import_folders(words: list[str]) -> list[Path]:
 def make_importable(words: list[str]) -> None:
     """Put these folders before all others, as Python does with a script's own."""
     sys.path[:0] = [str(folder) for folder in import_folders(words) if str(folder) not in sys.path]
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: the close one that is, or nothing."""
-    close = difflib.get_close_matches(given, sorted(set(known)), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -21,8 +21,8 @@ class ExactEvaluation:
     processes are those of another dataset. A loader is plain if it reads a map-style dataset in order in batches of
     `batch_size`. Others keep the sampler that they have.
 
-    Shards of unequal size then meet a second error, which is mended here too: `self.log(…, sync_dist=True)` averages the
-    number of samples in whole numbers (Lightning #21859).
+    Shards of unequal size then meet a second error, which is mended here too: `self.log(…, sync_dist=True)` averages
+    the number of samples in whole numbers (Lightning #21859).
     """
 
     def __init__(self) -> None:

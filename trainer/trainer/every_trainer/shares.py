@@ -29,7 +29,8 @@ class SharesAreNamed:
         @functools.wraps(log)
         def noting(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
             reduced = kwargs.get("sync_dist") or kwargs.get("rank_zero_only") or hasattr(value, "compute")
-            if not reduced and not args and name not in self._shares:
+            of_a_step = trainer.training and not kwargs.get("on_epoch")  # what a step logs is a sample of the curve
+            if not reduced and not of_a_step and name not in self._shares:
                 self._shares.append(name)
             log(name, value, *args, **kwargs)
 
@@ -49,7 +50,7 @@ class SharesAreNamed:
             names = ", ".join(self._shares)
             client.set_tag(TAG, names[:MAX_TAG_LENGTH])
             warnings.warn(
-                f"{names}: each of these is of rank 0's share of the samples alone, one of {trainer.world_size}. Log it "
-                "with self.log(…, sync_dist=True), or as a torchmetrics object",
+                f"{names}: of rank 0's share of the samples alone, one of {trainer.world_size}. Log it with "
+                "self.log(…, sync_dist=True), or as a torchmetrics object",
                 stacklevel=1,
             )

@@ -46,18 +46,27 @@ def status(job: Job) -> str:
     return end.status if end else "KILLED"  # launch vanished before there was a run
 
 
-def table() -> str:
-    """One line for each job, the newest last."""
+def table(every: bool = False) -> str:
+    """One line for each job, the newest last.
+
+    Args:
+        every: Also those that ended before they had a run.
+    """
     rows = [("RUN", "STATUS", "STARTED", "URL")]
+    hidden = 0
     for job in all_jobs():
         try:
             run = job.run_record()
+            if not (run or every or job.is_claimed()):
+                hidden += 1
+                continue
             url = run_url(run) if run else "no run"
             rows.append((job.run_name, status(job), f"{_started(job.folder):%Y-%m-%d %H:%M:%S}", url))
         except DAMAGED as error:  # one damaged folder must not hide the others
             rows.append((job.run_name, "unreadable", "", f"{job.folder}: {error}"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
-    return "\n".join("  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ["  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines + ([f"and {hidden} that ended before they had a run (--all)"] if hidden else []))
 
 
 def _started(folder: Path) -> datetime:

@@ -50,7 +50,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     start = time.monotonic()
     installation.require_current()
     uri = server.tracking_uri()
-    server.wait_for(uri)
+    server.wait_for(uri, say=_say)
     _check(name)
     if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
         from trainer.launch import stale

@@ -3,6 +3,9 @@
 import subprocess
 from pathlib import Path
 
+GIT_SECONDS = 30.0
+"""On a slow or hanging network file system a job must not wait for its commit."""
+
 
 def repository_tags(folder: Path) -> dict[str, str]:
     """Commit, branch and whether tracked or new files differ from the commit.
@@ -20,6 +23,8 @@ def repository_tags(folder: Path) -> dict[str, str]:
         changes = _git(folder, "status", "--porcelain")
     except OSError as error:
         return {"git.missing": "git is not installed" if folder.is_dir() else f"{folder}: {error.strerror}"}
+    except subprocess.TimeoutExpired:
+        return {"git.missing": f"git did not answer within {GIT_SECONDS:.0f} s"}
     except subprocess.CalledProcessError as error:
         return {"git.missing": (error.stderr.strip().splitlines() or ["git failed"])[0]}
     return {
@@ -50,11 +55,12 @@ def workspace_tags(workspace: Path, folder: Path) -> dict[str, str]:
 def _root(folder: Path) -> str | None:
     try:
         return _git(folder, "rev-parse", "--show-toplevel")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
     # --no-optional-locks: `git status` must not write to a repository that is mounted read-only
     command = ["git", "--no-optional-locks", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)
+    return done.stdout.strip()

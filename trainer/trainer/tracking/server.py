@@ -4,6 +4,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 from trainer.errors import UserError
 from trainer.tracking.job import RunRecord
@@ -53,14 +54,23 @@ def answers(uri: str, timeout: float = 5.0) -> bool:
     return True
 
 
-def wait_for(uri: str, patience: float = PATIENCE_SECONDS) -> None:
+def wait_for(uri: str, patience: float = PATIENCE_SECONDS, say: Callable[[str], None] = lambda line: None) -> None:
     """Return once an MLflow server answers at `uri`.
+
+    Args:
+        uri: http(s) URL.
+        patience: Seconds.
+        say: Called with one line for the user where it takes long.
 
     Raises:
         UserError: None did within `patience` seconds.
     """
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
+    deadline, said = began + patience, False
     while not answers(uri):
+        if time.monotonic() > began + 2 and not said:
+            said = True
+            say(f"waiting for the MLflow server at {uri}")
         if time.monotonic() > deadline:
             raise UserError(
                 f"no MLflow server answers at {uri}; start one with `trainer server --detach` "
