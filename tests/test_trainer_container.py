@@ -49,7 +49,7 @@ def inside_trainer(stack: Stack, *command: str, mounts: tuple[str, ...] = ()) ->
 
 def test_the_example_of_an_own_project_trains(stack: Stack, trained: str) -> None:
     """Guards: a workspace that is not mounted, whose modules cannot be imported, or that the README gets wrong."""
-    stack.must("run", "--rm", "-T", "trainer", "fit", "--config", "/workspace/config.yaml", "--experiment", "own")
+    stack.must("run", "--rm", "-T", "trainer", "fit", "--config", "/workspace/circle.yaml", "--experiment", "own")
     (run,) = stack.runs("own")
     assert run.info.status == "FINISHED" and run.data.metrics["test_acc"] > 0.9
     assert run.data.params["model.class_path"] == "net.Net"

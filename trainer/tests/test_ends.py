@@ -1,5 +1,7 @@
 """How a job ends when one of its ranks does: soon, with the truth, and with nothing left behind."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,8 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.entities import RunStatus
 
 from harness import DIGITS, Lab, alive, until
+from trainer import failure
+from trainer.launch.launcher import impatience
+from trainer.launch.workers import Workers
+from trainer.tracking.job import Job
+from trainer.tracking.store import JobStore
+
+from .test_delivery import job_with_run
 
 pytestmark = pytest.mark.fault
 
@@ -32,6 +42,19 @@ class Fails(BoringModel):
         return super().training_step(batch, batch_idx)
 
 Trainer(max_epochs=1, enable_progress_bar=False).fit(Fails())
+"""
+
+FILLS = """
+import mlflow, os
+mlflow.log_metric("before", 1)
+with open(os.path.join(os.environ["LAB_DIR"], "fill"), "wb") as file:
+    try:
+        while True:
+            file.write(bytes(2**12))
+            file.flush()
+    except OSError:
+        pass
+raise RuntimeError("after the disk was full")
 """
 
 # Its handler for SIGTERM never comes back, as Lightning's when it waits for a rank that is dead.
@@ -96,6 +119,79 @@ def test_fact_F_a_rank_that_is_stuck_ends_soon_after_sigterm() -> None:
         assert process.wait(timeout=10) == 128 + signal.SIGTERM
     finally:
         process.kill()
+
+
+def test_fact_E_a_rank_cannot_set_the_status(lab: Lab, tmp_path: Path) -> None:
+    """Guards: autologging's atexit says FINISHED on the server, for as long as launch has not said otherwise. (Tried.)"""
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    for status in (RunStatus.FINISHED, RunStatus.FAILED):
+        JobStore(lab.uri, job).update_run_info(run_id, status, 1, None)
+        assert lab.client.get_run(run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "failed", "says"),
+    [
+        ({0: -signal.SIGABRT, 1: 1}, 1, "rank 1: of rank 1"),  # NCCL's watchdog and gloo abort those that are left
+        ({0: -signal.SIGABRT, 1: -signal.SIGKILL}, None, "rank 1 was ended by SIGKILL"),
+        ({0: 143, 1: 3}, None, "rank 1 ended with exit code 3"),
+        ({0: -signal.SIGTERM, 1: 1}, 1, "rank 1: of rank 1"),
+        ({0: -signal.SIGSEGV}, None, "rank 0 was ended by SIGSEGV"),
+    ],
+)
+def test_fact_F_the_rank_that_is_named_is_the_cause(
+    tmp_path: Path, exit_codes: dict[int, int], failed: int | None, says: str
+) -> None:
+    """Guards: a rank that only followed another into its end, named as the cause."""
+    code = "import json, os, sys; json.dump(json.loads(sys.argv[2]), open(int(sys.argv[1]), 'w')); sys.exit(1)"
+
+    class Ended(Workers):
+        def __init__(self) -> None:
+            self._job, self.killed_by, self._world_size, self._reported = Job(tmp_path), None, 2, None
+            reader, report = os.pipe()
+            words = [sys.executable, "-c", code, str(report), json.dumps(exit_codes)]
+            self._agent, self._report = subprocess.Popen(words, pass_fds=(report,)), open(reader)
+            os.close(report)
+
+    if failed is not None:
+        failure.note(tmp_path / "failures", failed, f"of rank {failed}")
+    assert Ended().ending().error.startswith(says)
+
+
+def test_a_signal_to_a_job_that_has_ended_by_itself_changes_nothing() -> None:
+    """Guards: `docker stop` during the last delivery, which leaves a finished run as RUNNING. (It was found so.)"""
+
+    class Signalled:
+        signals, killed_by = 0, None
+
+    workers = Signalled()
+    give_up = impatience(workers)  # type: ignore[arg-type]
+    workers.signals = 1
+    assert not give_up()
+    workers.signals = 2
+    assert give_up(), "once more means it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk_costs_no_truth(lab: Lab, tmp_path: Path) -> None:
+    """Guards: a run that stays RUNNING on a healthy server, and 300 s of waiting for it, since the job's folder is full.
+
+    With the place in the spool that must be written before the delivery goes on, it was so (tried).
+    """
+    disk, script = tmp_path / "disk", tmp_path / "fills.py"
+    disk.mkdir()
+    script.write_text(FILLS)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "fills", disk], check=True)
+    try:
+        start = time.monotonic()
+        done = lab.run("run", str(script), LAB_DIR=str(disk))
+        assert time.monotonic() - start < 100
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert done.returncode == 1 and "rank 0: RuntimeError: after the disk was full" in done.stdout, done.stdout
+    run = lab.only_run("fills")
+    assert run.info.status == "FAILED" and run.data.metrics["before"] == 1.0
 
 
 def test_a_dataloader_workers_end_is_not_the_ranks() -> None:

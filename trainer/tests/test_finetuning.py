@@ -141,3 +141,32 @@ def test_only_the_trainable_parameters_in_the_optimizer_will_do(tmp_path: Path) 
     trainer.fit(model)
     assert isinstance(model.backbone, nn.Sequential)
     assert not any(torch.equal(a, b) for a, b in zip(before, model.backbone.parameters(), strict=True))
+
+
+def test_fact_A_it_works_in_a_trainer_of_pytorch_lightning() -> None:
+    """Guards: the refusal of BackboneFinetuning sends scripts of `pytorch_lightning` to what refused them too."""
+    import pytorch_lightning
+
+    class Old(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return self.head(self.backbone(batch[0])).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model = Old()
+    before = model.backbone.weight.clone()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    staged = StagedFineTuning(unfreeze_at_epoch=1, backbone_lr=0.1)
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", max_epochs=2, callbacks=[staged], **quiet)
+    trainer.fit(model, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 4)), batch_size=2))
+    assert not torch.equal(before, model.backbone.weight)

@@ -20,6 +20,30 @@ HABITS = {
 }
 WITHOUT_A_LOGGER = [name for name in HABITS if name != "own_logger"]
 
+# Rank 1 is through before rank 0 has opened the run.
+SLOW_RANK_0 = """
+import os, time, mlflow
+if os.environ["RANK"] == "0":
+    time.sleep(5)
+mlflow.start_run()
+mlflow.log_metric("a", 1)
+"""
+
+# Validation through a batch sampler of its own, into which Lightning puts a sampler that pads 33 samples to 34.
+PADDED = """
+import lightning as L
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from no_mlflow import Net
+from toy import loader
+
+class Own(BatchSampler):
+    pass
+
+data = loader().dataset
+validation = DataLoader(data, batch_sampler=Own(SequentialSampler(data), 4, False))
+L.Trainer(max_epochs=1, enable_progress_bar=False).fit(Net(), loader(shuffle=True), validation)
+"""
+
 THREE_DEVICES = """
 import lightning
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -69,9 +93,11 @@ def test_metrics_stand_once_at_the_epoch_they_belong_to(lab: Lab, ended: Ended, 
     """
     run = run_of(lab, ended, name)
     assert lab.points(run, "own_epoch") == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    for key in ("train_loss", "val_acc"):
-        assert [step for step, _ in lab.points(run, key)] == [0, 1, 2], key
-    assert run.data.params["epochs"] == "3"
+    assert [step for step, _ in lab.points(run, "train_loss")] == [0, 1, 2]
+    # guarded.py validates every second epoch: the last one's point must not stand once more in the next.
+    assert [step for step, _ in lab.points(run, "val_acc")] == ([1] if name == "guarded" else [0, 1, 2])
+    assert run.data.params["epochs"] == "3" and "Mode" not in run.data.tags
+    assert run.data.tags["metrics_of_rank_0"] == "train_loss", "logged without sync_dist"
 
 
 def test_fact_J_a_logger_of_the_scripts_own_leaves_one_x_axis(lab: Lab, ended: Ended) -> None:
@@ -104,6 +130,18 @@ def test_what_a_script_logs_itself_is_there_once(lab: Lab, ended: Ended) -> None
     assert names == {"note.txt", "model_summary.txt"}
 
 
+def test_fact_H_one_rank_registers_the_model(lab: Lab, ended: Ended) -> None:
+    """Guards: every rank registers a model, and the made-up one of rank 1 is refused until the job hangs."""
+    run = run_of(lab, ended, "unguarded")
+    assert [version.run_id for version in lab.client.search_model_versions("name = 'toy'")] == [run.info.run_id]
+
+
+def test_a_script_can_read_back_what_it_logged(lab: Lab, ended: Ended) -> None:
+    """Guards: a script that looks at its own run before launch has delivered what it wrote. (Tried.)"""
+    run_of(lab, ended, "guarded")
+    assert "read back 1 2.0" in ended["guarded"].stdout
+
+
 def test_hyperparameters_are_recorded(lab: Lab, ended: Ended) -> None:
     """Guards: autologging records the optimizer's defaults and none of what `save_hyperparameters` kept."""
     params = run_of(lab, ended, "no_mlflow").data.params
@@ -118,6 +156,8 @@ def test_fact_I_early_stopping_is_recorded(lab: Lab, ended: Ended, name: str) ->
     """Guards: autologging knows `pytorch_lightning`'s EarlyStopping only, not that of `lightning`."""
     params = run_of(lab, ended, name).data.params
     assert params["early_stopping.monitor"] == "val_acc" and params["early_stopping.mode"] == "max"
+    if name == "pytorch_lightning_1":
+        assert params["early_stopping.1.monitor"] == "train_loss" and params["early_stopping.1.patience"] == "7"
 
 
 def test_fact_K_seeded_runs_have_names_of_their_own(lab: Lab, ended: Ended) -> None:
@@ -152,8 +192,14 @@ def test_a_script_that_logs_nothing_is_a_run_all_the_same(lab: Lab, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "text", "code", "says"),
     [
-        ("raises", "raise RuntimeError('broken on purpose')\n", 1, "rank 0: RuntimeError: broken on purpose"),
+        (
+            "raises",
+            "raise RuntimeError('broken on purpose')\n",
+            1,
+            "rank 0: RuntimeError: broken on purpose (raises.py, line 1)",
+        ),
         ("exits", "import mlflow, sys\nmlflow.log_param('a', 1)\nsys.exit(3)\n", 1, "rank 0: SystemExit: 3"),
+        ("leaves", "import mlflow, os\nmlflow.log_param('a', 1)\nos._exit(0)\n", 1, "rank 0 left in the middle"),
         ("devices", THREE_DEVICES, 2, "devices.py asks its"),
     ],
 )
@@ -163,7 +209,20 @@ def test_a_script_that_fails_says_why(lab: Lab, tmp_path: Path, name: str, text:
     script.write_text(text)
     done = lab.run("run", str(script))
     assert done.returncode == code and f"trainer: error: {says}" in done.stdout, done.stdout
-    assert [run.info.status for run in lab.runs(name)] in ([], ["FAILED"])
+    assert lab.only_run(name).info.status == "FAILED", "also where it failed before it had logged anything"
+
+
+@pytest.mark.parametrize(("name", "text"), [("slow_rank_0", SLOW_RANK_0), ("padded", PADDED)])
+def test_scripts_that_were_taken_wrongly(lab: Lab, tmp_path: Path, name: str, text: str) -> None:
+    """Guards: a run for rank 1 that nobody asked for; padding that is not named. (Each was found so.)"""
+    script = tmp_path / f"{name}.py"
+    script.write_text(text)
+    done = lab.run("run", "--devices", "2", str(script), PYTHONPATH=str(SCRIPTS))
+    assert done.returncode == 0, done.stdout
+    run = lab.only_run(name)
+    assert run.info.status == "FINISHED"
+    if name == "padded":
+        assert run.data.tags["padded_samples.validation"] == "1" and "validation counts 1 samples twice" in done.stdout
 
 
 def test_a_script_that_is_not_there(lab: Lab) -> None:

@@ -89,6 +89,16 @@ def test_the_newest_timestamp_is_found_behind_what_has_none(tmp_path: Path) -> N
     assert spool.newest_timestamp(path) == 9
 
 
+def test_a_place_that_cannot_be_kept_stops_no_delivery(tmp_path: Path) -> None:
+    """Guards: a full disk on which the reader stands still and delivers the same for ever. (It was found so.)"""
+    path = tmp_path / "spool.jsonl"
+    spool.append(path, record(0))
+    (tmp_path / "spool.offset-partial").mkdir()  # whoever writes there gets an OSError
+    reader = SpoolReader(path)
+    reader.delivered(reader.read(most=1)[-1].end)
+    assert reader.read(most=1) == []
+
+
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path) -> None:
     """Guards: half a record at the end of the spool after ENOSPC or EFBIG, and an error that nobody sees."""
     path = tmp_path / "spool.jsonl"

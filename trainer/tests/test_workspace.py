@@ -9,7 +9,7 @@ from harness import PROJECT, TRAINER, Lab
 from trainer import workspace
 from trainer.provenance.repository import workspace_tags
 
-EXAMPLE = PROJECT.parent / "examples" / "minimal" / "config.yaml"
+EXAMPLE = PROJECT.parent / "examples" / "minimal" / "circle.yaml"
 
 
 @pytest.fixture(scope="module")

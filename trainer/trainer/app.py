@@ -83,8 +83,8 @@ class TrainingCLI(LightningCLI):
         for name, launched in _launched().items():
             if given[name] not in (LEFT_TO_LAUNCH[name], launched):
                 raise UserError(
-                    f"trainer.{name} is {given[name]}, but the command decides on it: take it out, and use --devices N and "
-                    "ACCELERATOR=nvidia|cpu"
+                    f"trainer.{name} is {given[name]}, but the command decides on it: take it out, and use --devices N "
+                    "and ACCELERATOR=nvidia|cpu"
                 )
             given[name] = launched
         checkpoints.require_kept(given)

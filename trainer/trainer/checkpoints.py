@@ -85,10 +85,6 @@ class LastCheckpoint(ModelCheckpoint):
             dirpath=folder, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
         )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("dirpath") == self.dirpath:
-            super().load_state_dict(state_dict)
-
 
 def require_kept(trainer: dict[str, Any]) -> None:
     """

@@ -12,8 +12,17 @@ if int(os.environ.get("RANK", "0")) == 0:
     mlflow.pytorch.autolog(log_models=False)
     mlflow.start_run(run_name="guarded by rank")
     mlflow.log_param("mine", 1)
-trainer = L.Trainer(max_epochs=3, accelerator="cpu", devices="auto", strategy="ddp", enable_progress_bar=False)
+trainer = L.Trainer(
+    max_epochs=3,
+    accelerator="cpu",
+    devices="auto",
+    strategy="ddp",
+    check_val_every_n_epoch=2,
+    enable_progress_bar=False,
+)
 trainer.fit(Net(), loader(shuffle=True), loader())
 if trainer.is_global_zero:
     mlflow.log_metric("mine", 2.0)
+    run = mlflow.get_run(mlflow.active_run().info.run_id)
+    print("read back", run.data.params["mine"], run.data.metrics["mine"])
     mlflow.end_run()

@@ -52,7 +52,8 @@ class Net(LightningModule):
 
 seed_everything(1)
 best = ModelCheckpoint(monitor="val_acc", mode="max")
-trainer = Trainer(max_epochs=3, callbacks=[best, EarlyStopping("val_acc", mode="max")], enable_progress_bar=False)
+stops = [EarlyStopping("val_acc", mode="max"), EarlyStopping("train_loss", patience=7)]
+trainer = Trainer(max_epochs=3, callbacks=[best, *stops], enable_progress_bar=False)
 trainer.fit(Net(), datamodule=Data())
 trainer.test(datamodule=Data(), ckpt_path="best")
 print("the version is", pl.__version__)

@@ -7,7 +7,7 @@ from toy import loader
 
 mlflow.set_tracking_uri("http://127.0.0.1:1")  # where the author's own server is
 mlflow.set_experiment("unguarded-own")
-mlflow.pytorch.autolog()
+mlflow.pytorch.autolog(registered_model_name="toy")
 with mlflow.start_run():
     mlflow.log_params({"mine": 1})
     mlflow.log_text("written by every rank", "note.txt")

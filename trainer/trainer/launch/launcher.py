@@ -77,7 +77,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
             run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
         raise
     patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
-    delivered = run.close(ending, patience, _impatience(workers))
+    delivered = run.close(ending, patience, impatience(workers))
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
         _say(
@@ -88,7 +88,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     return ending.exit_code
 
 
-def _impatience(workers: Workers) -> Callable[[], bool]:
+def impatience(workers: Workers) -> Callable[[], bool]:
     """Whether the last delivery is to be given up, asked while it waits.
 
     A signal that ended the job has been heeded; one more means it. A first one that comes only now, to a job that has
