@@ -47,11 +47,10 @@ Trainer(max_epochs=1, enable_progress_bar=False).fit(Fails())
 FILLS = """
 import mlflow, os
 mlflow.log_metric("before", 1)
-with open(os.path.join(os.environ["LAB_DIR"], "fill"), "wb") as file:
+with open(os.path.join(os.environ["LAB_DIR"], "fill"), "wb", buffering=0) as file:
     try:
-        while True:
-            file.write(bytes(2**12))
-            file.flush()
+        while file.write(bytes(2**12)):
+            pass
     except OSError:
         pass
 raise RuntimeError("after the disk was full")
@@ -122,7 +121,7 @@ def test_fact_F_a_rank_that_is_stuck_ends_soon_after_sigterm() -> None:
 
 
 def test_fact_E_a_rank_cannot_set_the_status(lab: Lab, tmp_path: Path) -> None:
-    """Guards: autologging's atexit says FINISHED on the server, for as long as launch has not said otherwise. (Tried.)"""
+    """Guards: autologging's atexit says FINISHED on the server, until launch says otherwise. (Tried.)"""
     job = job_with_run(lab, tmp_path)
     run_id = job.run_record().run_id
     for status in (RunStatus.FINISHED, RunStatus.FAILED):
@@ -151,7 +150,7 @@ def test_fact_F_the_rank_that_is_named_is_the_cause(
             self._job, self.killed_by, self._world_size, self._reported = Job(tmp_path), None, 2, None
             reader, report = os.pipe()
             words = [sys.executable, "-c", code, str(report), json.dumps(exit_codes)]
-            self._agent, self._report = subprocess.Popen(words, pass_fds=(report,)), open(reader)
+            self._agent, self._report = subprocess.Popen(words, pass_fds=(report,)), os.fdopen(reader)
             os.close(report)
 
     if failed is not None:
@@ -175,9 +174,9 @@ def test_a_signal_to_a_job_that_has_ended_by_itself_changes_nothing() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 def test_a_full_disk_costs_no_truth(lab: Lab, tmp_path: Path) -> None:
-    """Guards: a run that stays RUNNING on a healthy server, and 300 s of waiting for it, since the job's folder is full.
+    """Guards: a run that stays RUNNING on a healthy server, after 300 s of waiting, since the job's folder is full.
 
-    With the place in the spool that must be written before the delivery goes on, it was so (tried).
+    With a place in the spool that must be written before the delivery goes on, it was so (tried).
     """
     disk, script = tmp_path / "disk", tmp_path / "fills.py"
     disk.mkdir()
