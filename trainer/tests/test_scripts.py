@@ -79,7 +79,7 @@ def test_fact_H_a_script_is_one_finished_run(lab: Lab, ended: Ended, name: str) 
     """
     run = run_of(lab, ended, name)
     assert run.info.status == "FINISHED"
-    assert ended[name].stdout.count(run.info.run_id) == 2, "its URL stands at the start and in the summary"
+    assert ended[name].stdout.count(f"/runs/{run.info.run_id}") == 2, "its URL stands at the start and in the summary"
     assert f"{name}.py" in run.data.tags["mlflow.source.name"] and "mlflow.source.git.commit" in run.data.tags
     assert run.data.tags["environment.torch"] and run.data.tags["hardware.cpu"]
     assert "system/cpu_utilization_percentage" in run.data.metrics
