@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer import workspace
 from trainer.errors import UserError
+from trainer.terminal import say
 
 DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job is exactly one MLflow run, a true one."
 
@@ -124,7 +125,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"no script at {script}: give the path of a Python file")
     for word in arguments.arguments:
         if word.partition("=")[0] in ("--accelerator", "--devices", "--experiment", "--name"):
-            print(f"trainer: {word} stands behind {script}, so it goes to the script", file=sys.stderr)
+            say(f"{word} stands behind {script}, so it goes to the script")
     picked = devices.pick(arguments.accelerator, arguments.devices)
     words = ["run", str(script.resolve()), *arguments.arguments]
     name = arguments.name or script.stem
@@ -135,7 +136,7 @@ def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.stale:
         from trainer.launch import stale
 
-        stale.close_all(lambda line: print(f"trainer: {line}", flush=True))
+        stale.close_all(say)
     else:
         from trainer.launch import jobs
 

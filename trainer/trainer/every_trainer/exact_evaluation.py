@@ -1,7 +1,6 @@
 """Validation and test that count every sample once, also where Lightning would have to pad the last batches."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 from trainer.sharding import ShardedBatchSampler
+from trainer.terminal import say
 from trainer.tracking import client
 
 EVALUATION = ("val_dataloader", "test_dataloader")
@@ -66,10 +66,9 @@ class ExactEvaluation:
             return
         if trainer.world_size > 1 and any(isinstance(one.dataset, IterableDataset) for one in _loaders(loaders)):
             self._said.add(stage)
-            warnings.warn(
+            say(
                 f"{stage} reads an IterableDataset: its metrics count every sample {trainer.world_size} times, unless "
                 "the dataset gives each process a share of its own",
-                stacklevel=1,
             )
         # Lightning puts its sampler into a batch sampler of the user's own, where there is one.
         samplers = [getattr(loader.batch_sampler, "sampler", loader.sampler) for loader in _loaders(loaders)]
@@ -79,10 +78,9 @@ class ExactEvaluation:
         if padded > 0:
             self._said.add(stage)
             client.set_tag(f"padded_samples.{stage}", str(padded))
-            warnings.warn(
+            say(
                 f"{stage} counts {padded} samples twice, since its sampler pads them for {trainer.world_size} "
                 "processes: its metrics are not exact. Use a plain DataLoader (no sampler of its own), or --devices 1",
-                stacklevel=1,
             )
 
 

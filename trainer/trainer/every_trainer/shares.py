@@ -1,9 +1,9 @@
 """Metrics that are rank 0's share alone: the run says so, since they look like all others."""
 
 import functools
-import warnings
 from typing import Any
 
+from trainer.terminal import say
 from trainer.tracking import client
 from trainer.tracking.schemes import MAX_TAG_LENGTH
 
@@ -49,8 +49,7 @@ class SharesAreNamed:
             self._said = len(self._shares)
             names = ", ".join(self._shares)
             client.set_tag(TAG, names[:MAX_TAG_LENGTH])
-            warnings.warn(
+            say(
                 f"{names}: of rank 0's share of the samples alone, one of {trainer.world_size}. Log it with "
                 "self.log(…, sync_dist=True), or as a torchmetrics object",
-                stacklevel=1,
             )

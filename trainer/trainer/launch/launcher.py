@@ -1,6 +1,5 @@
 """A training job from its command to its end: one run, one status, one exit code."""
 
-import contextlib
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from trainer.lab import lab_dir
 from trainer.launch import jobs
 from trainer.launch.devices import Devices
 from trainer.launch.workers import Ending, Workers
+from trainer.terminal import say
 from trainer.tracking import server
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
@@ -50,14 +50,14 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     start = time.monotonic()
     installation.require_current()
     uri = server.tracking_uri()
-    server.wait_for(uri, say=_say)
+    server.wait_for(uri, say=say)
     _check(name)
     if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
         from trainer.launch import stale
 
-        stale.close_attempts(name, uri, _say)
+        stale.close_attempts(name, uri, say)
     job = _new_job(name)
-    _say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
+    say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     try:
         workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
     except OSError as error:
@@ -68,7 +68,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         # Imported while the workers import theirs: MLflow takes seconds to load.
         from trainer.launch.run import JobRun
 
-        run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), code), devices.gpus, _say)
+        run = JobRun(job, uri, provenance.tags(["trainer", *sys.argv[1:]], Path.cwd(), code), devices.gpus, say)
         _watch(workers, run, job)
         ending = workers.ending()
     except BaseException as error:  # whatever happens to launch, no run is left as RUNNING
@@ -80,7 +80,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     delivered = run.close(ending, patience, impatience(workers))
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
-        _say(
+        say(
             f"error: the server at {uri} did not take all of it; the rest is kept in {job.folder}, and "
             "`trainer runs --stale` or this job's next start delivers it"
         )
@@ -114,10 +114,10 @@ def _watch(workers: Workers, run: "JobRun", job: Job) -> None:
     stopping = False
     while workers.running():
         if run.found():
-            _say(f"run {job.run_name}: {run.url}")
+            say(f"run {job.run_name}: {run.url}")
         if workers.killed_by and not stopping:
             stopping = True
-            _say(f"{workers.killed_by.name}: ending the job (once more to end it at once)")
+            say(f"{workers.killed_by.name}: ending the job (once more to end it at once)")
         time.sleep(POLL_SECONDS)
     run.found()
 
@@ -163,11 +163,11 @@ def _worker_environment(uri: str, name: str, experiment: str | None, devices: De
 
 def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     if ending.error is not None:
-        _say(f"error: {ending.error}")
+        say(f"error: {ending.error}")
         if not ending.user_error:
-            _say(f"tracebacks and logs of the ranks: {job.failures} {job.logs}")
+            say(f"tracebacks and logs of the ranks: {job.failures} {job.logs}")
     if run.url is None:
-        _say(f"{run.status_name} before there was a run")
+        say(f"{run.status_name} before there was a run")
         return
     latest = run.latest_metrics()
     facts = [run.status_name]
@@ -175,12 +175,5 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
         facts.append(f"best epoch {int(latest['best_epoch'])}")
     facts += [f"{key} {value:.4g}" for key, value in sorted(latest.items()) if key.startswith("test_")]
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
-    _say(", ".join(facts))
-    _say(run.url)
-
-
-def _say(line: str) -> None:
-    # On a terminal a progress bar may stand in the line. The reader may be gone (`| head`, a closed terminal): the job
-    # goes on, and its run is closed all the same.
-    with contextlib.suppress(OSError):
-        print(("\r\033[K" if sys.stderr.isatty() else "") + f"trainer: {line}", file=sys.stderr, flush=True)
+    say(", ".join(facts))
+    say(run.url)

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.utils.autologging_utils import AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONFIGURED, AUTOLOGGING_INTEGRATIONS
 
+from trainer.terminal import say
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 
@@ -58,7 +59,7 @@ def close_run(job: Job) -> None:
     For global rank 0 only: the runs of the others are made up.
     """
     if not _is_the_jobs(mlflow.get_tracking_uri()):
-        print(f"the script logs to {mlflow.get_tracking_uri()}: none of that is in the job's run", flush=True)
+        say(f"the script logs to {mlflow.get_tracking_uri()}: none of that is in the job's run")
         mlflow.end_run()
         mlflow.set_tracking_uri(JOB_SCHEME + os.environ[SERVER_VARIABLE])
     if job.run_record() is None:

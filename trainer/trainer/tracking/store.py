@@ -6,7 +6,6 @@ Both are registered through MLflow's plugin entry point `mlflow.tracking_store`;
 """
 
 import os
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
 from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric, _validate_param, _validate_tag
 
+from trainer.terminal import say
 from trainer.tracking import spool
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
@@ -65,7 +65,7 @@ def http_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
         return RestStore(partial(get_default_host_creds, store_uri))
     server_uri = os.environ[SERVER_VARIABLE]
     if store_uri.rstrip("/") != server_uri and os.environ["RANK"] == "0":
-        print(f"trainer: the script names the tracking server {store_uri}: its run is at {server_uri}", file=sys.stderr)
+        say(f"the script names the tracking server {store_uri}: its run is at {server_uri}")
     return job_store(server_uri)
 
 
@@ -150,6 +150,8 @@ class JobStore(RestStore):
         metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
         # Autologging's word for what its Trainer did last: on the run of a training it would read "testing".
         tags = [tag for tag in tags if tag.key != "Mode"]
+        # Autologging gives two EarlyStoppings the same names in one batch: the first stands, as MLflow's params do.
+        params = [param for at, param in enumerate(params) if param.key not in {other.key for other in params[:at]}]
         _validate_batch_log_limits(metrics, params, tags)
         for metric in metrics:
             _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
