@@ -54,19 +54,19 @@ FILES = {
     "text.ckpt": "no checkpoint\n",
 }
 
-M = "--config config.yaml "
+M = "--config circle.yaml "
 """The minimal project's configuration."""
 IMAGES = "--config images.yaml --data.init_args.root "
 
 APP = {
     # ---- files
     "a YAML file that is not there": (
-        "--config confg.yaml",
-        "there is no configuration file confg.yaml; did you mean config.yaml?",
+        "--config circel.yaml",
+        "there is no configuration file circel.yaml; did you mean circle.yaml?",
     ),
     "an empty YAML file": ("--config empty.yaml", "empty.yaml is no configuration: it has no keys such as model:"),
     "a tab in YAML": ("--config tab.yaml", "tab.yaml, line 2: this is no YAML: found character '\\t'"),
-    "a wrong indentation": ("--config config.yaml --config indented.yaml", "indented.yaml, line 3: this is no YAML"),
+    "a wrong indentation": ("--config circle.yaml --config indented.yaml", "indented.yaml, line 3: this is no YAML"),
     # ---- keys
     "a typo in a section": ("--config section.yaml", "'trainr.max_epochs' is not accepted; did you mean trainer.max"),
     "a typo in a key": ("--config key.yaml", "does not accept option 'max_epoch'; did you mean trainer.max_epochs?"),
@@ -123,7 +123,7 @@ APP = {
     # ---- the Trainer
     "devices in the wrong place": (
         M + "--trainer.devices 3",
-        "trainer.devices is 3, but launch decides on it: take it ",
+        "trainer.devices is 3, but the command decides on it: take it ",
     ),
     "a strategy that is unknown": (M + "--trainer.strategy dp", "invalid strategy name: `strategy='dp'`"),
     "a number that is none": (M + "--trainer.max_epochs many", "trainer.max_epochs: expected int, got many"),

@@ -43,7 +43,13 @@ def write(folder: Path, rank: int, error: BaseException) -> None:
 def place(error: BaseException) -> str:
     """Where in the user's own code an exception comes from: ` (train.py, line 24)`, or nothing."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f" ({_short(Path(frames[-1].filename))}, line {frames[-1].lineno})" if frames else ""
+
+
+def _short(file: Path) -> str:
+    """A module's file as it is found on the import path: net.py, package/net.py."""
+    folders = [folder for folder in sys.path if folder and file.is_relative_to(folder)]
+    return str(file.relative_to(max(folders, key=len))) if folders else file.name
 
 
 def _is_users(file: Path) -> bool:
