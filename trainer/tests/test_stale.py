@@ -129,6 +129,22 @@ def test_the_next_start_closes_what_the_last_one_left(own: Lab) -> None:
     assert other.end_record() is None
 
 
+def test_a_run_whose_asker_died_before_the_answer_is_found(own: Lab) -> None:
+    """Guards: a rank that is killed while it opens the run leaves one RUNNING that nobody knows of. (It was found so.)"""
+    job = left_job(own, "asked")
+    record = job.run_record()
+    own.client.set_tag(record.run_id, "job", job.run_name)
+    job.write_asking(record.experiment_id, own.uri)
+    (job.folder / "run.json").unlink()
+    assert "closed as KILLED" in own.run("runs", "--stale").stdout
+    assert own.only_run("asked").info.status == "KILLED"
+    never = left_job(own, "never")
+    never.write_asking(never.run_record().experiment_id, own.uri)
+    (never.folder / "run.json").unlink()
+    assert own.run("runs", "--stale").returncode == 0
+    assert "no stale run" in own.run("runs", "--stale").stdout, "what was never made is asked for once"
+
+
 def test_a_recorded_end_is_told_as_it_was(own: Lab) -> None:
     """Guards: a job that FAILED while the server was away, closed as KILLED a day later, without its reason (tried)."""
     job = left_job(own, "told")

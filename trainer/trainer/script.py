@@ -1,6 +1,7 @@
 """A user's own training script, unmodified, as one rank of a job: `trainer run train.py --lr 0.1`."""
 
 import atexit
+import contextlib
 import os
 import runpy
 import sys
@@ -42,7 +43,8 @@ def run(arguments: list[str], job: Job) -> None:
             "process(es): take `devices` and `num_nodes` out of it, or start as many with --devices"
         ) from error
     finally:
-        client.flush()
+        with contextlib.suppress(Exception):  # a store that the script has chosen itself may be broken
+            client.flush()
         if os.environ["RANK"] == "0":
             client.close_run(job)  # also of a script that failed before it had one: launch sets the status
     _end_as_an_interpreter_does()

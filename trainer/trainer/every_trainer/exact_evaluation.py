@@ -70,6 +70,9 @@ class ExactEvaluation:
                 f"{stage} reads an IterableDataset: its metrics count every sample {trainer.world_size} times, unless "
                 "the dataset gives each process a share of its own",
             )
+        if trainer.world_size > 1 and any(getattr(one.batch_sampler, "drop_last", False) for one in _loaders(loaders)):
+            self._said.add(stage)
+            say(f"{stage} drops the last samples of each process (drop_last): its metrics depend on their number")
         # Lightning puts its sampler into a batch sampler of the user's own, where there is one.
         samplers = [getattr(loader.batch_sampler, "sampler", loader.sampler) for loader in _loaders(loaders)]
         padded = sum(
@@ -142,7 +145,9 @@ def _is_plain(loader: Any) -> bool:
     if type(loader) is not DataLoader or type(loader.batch_sampler) is not BatchSampler:
         return False
     # Not the loader's own attributes: torch leaves them at their defaults where it is given a batch sampler.
-    return type(loader.batch_sampler.sampler) is SequentialSampler and not loader.batch_sampler.drop_last
+    sampler = loader.batch_sampler.sampler
+    reads_all = type(sampler) is SequentialSampler and sampler.data_source is loader.dataset
+    return reads_all and not loader.batch_sampler.drop_last
 
 
 def _overrides(owner: Any, hook: str) -> bool:

@@ -1,6 +1,5 @@
 """Metrics that are rank 0's share alone: the run says so, since they look like all others."""
 
-import functools
 from typing import Any
 
 from trainer.terminal import say
@@ -11,7 +10,7 @@ TAG = "metrics_of_rank_0"
 
 
 class SharesAreNamed:
-    """Names what a module of several processes logs without `sync_dist`: in one line, and as a tag of the run.
+    """Names what a module of several processes logs per epoch without `sync_dist`: in a line, and as a tag of the run.
 
     They cannot be reduced here: a rank that does not log the same, behind an `if`, would make all others wait for it.
     torchmetrics objects reduce themselves.
@@ -19,37 +18,24 @@ class SharesAreNamed:
 
     def __init__(self) -> None:
         self._shares: list[str] = []
-        self._said = 0
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if trainer.world_size == 1 or "log" in vars(pl_module):
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._name(trainer)
+
+    on_test_end = on_train_epoch_end = on_train_end = on_validation_end
+
+    def _name(self, trainer: Any) -> None:
+        if trainer.world_size == 1 or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        log = pl_module.log
-
-        @functools.wraps(log)
-        def noting(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-            reduced = kwargs.get("sync_dist") or kwargs.get("rank_zero_only") or hasattr(value, "compute")
-            of_a_step = trainer.training and not kwargs.get("on_epoch")  # what a step logs is a sample of the curve
-            if not reduced and not of_a_step and name not in self._shares:
-                self._shares.append(name)
-            log(name, value, *args, **kwargs)
-
-        pl_module.log = noting
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if "log" in vars(pl_module):
-            del pl_module.log
-        self._say(trainer)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._say(trainer)
-
-    def _say(self, trainer: Any) -> None:
-        if len(self._shares) > self._said and trainer.is_global_zero:
-            self._said = len(self._shares)
-            names = ", ".join(self._shares)
-            client.set_tag(TAG, names[:MAX_TAG_LENGTH])
-            say(
-                f"{names}: of rank 0's share of the samples alone, one of {trainer.world_size}. Log it with "
-                "self.log(…, sync_dist=True), or as a torchmetrics object",
-            )
+        # There is no public way to what `self.log` has collected (Lightning 2.6.6).
+        metrics = [metric for metric in (trainer._results or {}).values() if metric.is_tensor and metric.meta.on_epoch]
+        local = [one.meta.name for one in metrics if not (one.meta.sync.should or one.meta.sync.rank_zero_only)]
+        if set(local) <= set(self._shares):
+            return
+        self._shares = list(dict.fromkeys([*self._shares, *local]))
+        names = ", ".join(self._shares)
+        client.set_tag(TAG, names[:MAX_TAG_LENGTH])
+        say(
+            f"{names}: of rank 0's share of the samples alone, one of {trainer.world_size}. Log it with "
+            "self.log(…, sync_dist=True), or as a torchmetrics object"
+        )

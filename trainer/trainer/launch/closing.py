@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mlflow.entities import RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 
 from trainer import failure
 from trainer.tracking import outbox, spool
@@ -34,6 +35,13 @@ def close_run(
     Returns:
         Whether the server knows all of it. If not, the job's folder keeps the rest, and this can be called again.
     """
+    if job.run_record() is None and (asked := job.asking()):
+        try:
+            delivery.find_run(asked[0])
+        except MlflowException as error:
+            say(f"whether the server has made a run is not known: {' '.join(str(error.message).split())[:200]}")
+            job.write_end_record(end)
+            return False
     run = job.run_record()
     try:
         job.write_end_record(replace(end, delivered=run is None))

@@ -33,7 +33,7 @@ def _is_stale(job: Job) -> bool:
 def is_open(job: Job) -> bool:
     """Whether the job has a run of which the server does not know all that it should."""
     end = job.end_record()
-    return job.run_record() is not None and not (end and end.delivered)
+    return (job.run_record() or job.asking()) is not None and not (end and end.delivered)
 
 
 def status(job: Job) -> str:

@@ -60,11 +60,14 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
         say(f"{job.run_name}: another process has it in hand")
         return True
     try:
-        run = job.run_record()
-        if run is None or not jobs.is_open(job):  # another process was faster
+        if not jobs.is_open(job):  # another process was faster
             return True
         delivery = Delivery(job, uri, lambda line: say(f"{job.run_name}: {line}"))
         try:
+            if job.run_record() is None and not _find(job, delivery, uri):
+                return True
+            run = job.run_record()
+            assert run is not None, "found or recorded"
             there = delivery.run()
         except MlflowException as error:
             say(f"{job.run_name}: {uri} does not answer: {' '.join(str(error.message).split())[:200]}")
@@ -79,6 +82,17 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
         return True
     finally:
         job.release()
+
+
+def _find(job: Job, delivery: Delivery, uri: str) -> bool:
+    """Whether the server has made a run for a job that died while it asked; where not, there is nothing to close."""
+    asked = job.asking()
+    if asked is None or asked[1] != uri:
+        return False
+    if delivery.find_run(asked[0]):
+        return True
+    job.write_end_record(EndRecord("KILLED", None, int(job.folder.stat().st_mtime * 1000), {}, delivered=True))
+    return False
 
 
 def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:

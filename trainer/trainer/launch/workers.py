@@ -110,12 +110,12 @@ class Workers:
     def ending(self) -> Ending:
         """How they ended; only after `running()` has said False."""
         code = self._agent.wait()
+        left = [rank for rank in range(self._world_size) if not self._job.done(rank)]
+        if code == 0 and not left:  # also where a signal came in the moment after
+            return Ending()
         if self.killed_by is not None:
             return Ending(killed_by=self.killed_by)
         if code == 0:
-            left = [rank for rank in range(self._world_size) if not self._job.done(rank)]
-            if not left:
-                return Ending()
             return Ending(error=f"rank {left[0]} left in the middle, with exit code 0 (os._exit, or a library's exit)")
         exit_codes = self._exit_codes()
         # The other ranks' errors only follow from it. Not so of SIGABRT: so gloo and NCCL end ranks that another left.

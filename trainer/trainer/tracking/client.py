@@ -3,6 +3,7 @@
 On ranks other than 0 the job's store is null, so every rank calls the same.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import warnings
@@ -60,7 +61,8 @@ def close_run(job: Job) -> None:
     """
     if not _is_the_jobs(mlflow.get_tracking_uri()):
         say(f"the script logs to {mlflow.get_tracking_uri()}: none of that is in the job's run")
-        mlflow.end_run()
+        with contextlib.suppress(Exception):  # that store may be broken
+            mlflow.end_run()
         mlflow.set_tracking_uri(JOB_SCHEME + os.environ[SERVER_VARIABLE])
     if job.run_record() is None:
         mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
@@ -128,13 +130,14 @@ def log_model(model: torch.nn.Module, example: torch.Tensor, step: int) -> str:
     arguments = {
         "name": MODEL_NAME,
         "step": step,
-        "signature": _signature(model, example),
-        "input_example": _array(example),
         # Given, because MLflow would find them by loading the model in another process for 8 seconds.
         "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
     }
     # Tried before, since a log_model that fails leaves a failed logged model behind.
-    serialization_format = "pt2" if _exports(model, example) else "pickle"
+    signature = _signature(model, example)
+    serialization_format = "pt2" if signature and _exports(model, example) else "pickle"
+    if signature:  # without one MLflow would infer it from the example, and fail
+        arguments |= {"signature": signature, "input_example": _array(example)}
     mlflow.pytorch.log_model(model, serialization_format=serialization_format, **arguments)
     return serialization_format
 

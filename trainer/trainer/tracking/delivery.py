@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LifecycleStage, LoggedModelStatus, Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import LifecycleStage, LoggedModelStatus, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -28,7 +28,8 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from trainer.tracking import spool
-from trainer.tracking.job import Job
+from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.schemes import JOB_TAG
 from trainer.tracking.spool import Record, SpoolReader
 from trainer.tracking.uploads import Uploads
 
@@ -60,6 +61,7 @@ class Delivery:
 
     def __init__(self, job: Job, server_uri: str, say: Callable[[str], None]) -> None:
         self._job = job
+        self._server_uri = server_uri
         self._say = say
         # This loop is the retry; MLflow's own would hold one request for minutes.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
@@ -96,6 +98,31 @@ class Delivery:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 return None
             raise
+
+    def find_run(self, experiment_id: str) -> bool:
+        """Find the run that the server made for a job whose asker died before the answer, and record it.
+
+        Raises:
+            MlflowException: The server is away.
+        """
+        found = self._store.search_runs(
+            [experiment_id], f"tags.{JOB_TAG} = '{self._job.run_name}'", ViewType.ACTIVE_ONLY, max_results=1
+        )
+        for run in found:
+            info = run.info
+            self._job.write_run_record(
+                RunRecord(
+                    run_id=info.run_id,
+                    experiment_id=info.experiment_id,
+                    experiment=self._store.get_experiment(info.experiment_id).name,
+                    name=info.run_name,
+                    artifact_uri=info.artifact_uri,
+                    start_time=info.start_time,
+                    user_id=info.user_id,
+                    server=self._server_uri,
+                )
+            )
+        return bool(found)
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):

@@ -141,6 +141,22 @@ class Job:
         """Record the job's run, whole or not at all."""
         _write_whole(self._run_file, json.dumps(asdict(record), indent=2))
 
+    @property
+    def _asking_file(self) -> Path:
+        return self.folder / "asking.json"
+
+    def write_asking(self, experiment_id: str, server: str) -> None:
+        """Record that the server is about to be asked for the job's run: whoever asks may die before the answer."""
+        _write_whole(self._asking_file, json.dumps([experiment_id, server]))
+
+    def asking(self) -> tuple[str, str] | None:
+        """The experiment's id and the server that a run was asked of, or None while nobody has asked."""
+        try:
+            experiment_id, server = json.loads(self._asking_file.read_text())
+        except FileNotFoundError:
+            return None
+        return experiment_id, server
+
     @contextlib.contextmanager
     def run_lock(self) -> Iterator[None]:
         """Held while the job's one run is looked up or created, so that two askers never create two."""

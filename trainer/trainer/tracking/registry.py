@@ -29,7 +29,7 @@ class NullRegistry(RestStore):
     def create_registered_model(self, name: str, *args: Any, **kwargs: Any) -> RegisteredModel:
         return RegisteredModel(name)
 
-    update_registered_model = create_registered_model
+    update_registered_model = get_registered_model = create_registered_model
 
     def create_model_version(self, name: str, *args: Any, **kwargs: Any) -> ModelVersion:
         return ModelVersion(name, "0", 0, status="READY")

@@ -10,5 +10,8 @@ NULL_ARTIFACTS = "null:/"
 SERVER_VARIABLE = "TRAINER_SERVER_URI"
 """Environment variable with the real server's URL; scripts overwrite MLflow's own by `mlflow.set_tracking_uri`."""
 
+JOB_TAG = "job"
+"""The tag with the name of a run's job folder, by which the run is found again."""
+
 MAX_TAG_LENGTH = 5000
 """Of a tag's value; servers of every age take it."""

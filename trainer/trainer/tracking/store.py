@@ -35,9 +35,10 @@ from trainer.terminal import say
 from trainer.tracking import spool
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, NULL_ARTIFACTS, SERVER_VARIABLE
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, NULL_ARTIFACTS, SERVER_VARIABLE
 
 SYSTEM_METRICS = "system/"
+AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
 READ_PATIENCE_SECONDS = 5.0
 """How long a read of the job's own run waits for what the job has written; after that it is as old as it is."""
 
@@ -93,6 +94,8 @@ class JobStore(RestStore):
                 # the name as a tag.
                 named = run_name or {tag.key: tag.value for tag in tags}.get(MLFLOW_RUN_NAME) or self._job.run_name
                 experiment = self.get_experiment(experiment_id).name
+                self._job.write_asking(experiment_id, self._server_uri)
+                tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
                 run = super().create_run(experiment_id, user_id, start_time, tags, named)
                 self._job.write_run_record(
                     RunRecord(
@@ -120,6 +123,10 @@ class JobStore(RestStore):
     def _search_runs(self, *args: Any, **kwargs: Any) -> tuple[list[Run], str | None]:
         self._wait_for_delivery()
         return super()._search_runs(*args, **kwargs)
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        self._wait_for_delivery()  # of the tag itself
+        super().delete_tag(run_id, key)
 
     def _wait_for_delivery(self) -> None:
         """Let a script that reads back what it has logged find it: launch delivers about once a second."""
@@ -149,7 +156,7 @@ class JobStore(RestStore):
         metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
         metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
         # Autologging's word for what its Trainer did last: on the run of a training it would read "testing".
-        tags = [tag for tag in tags if tag.key != "Mode"]
+        tags = [tag for tag in tags if (tag.key, tag.value) not in AUTOLOGGING_MODES]
         # Autologging gives two EarlyStoppings the same names in one batch: the first stands, as MLflow's params do.
         params = [param for at, param in enumerate(params) if param.key not in {other.key for other in params[:at]}]
         _validate_batch_log_limits(metrics, params, tags)
@@ -190,8 +197,13 @@ class JobStore(RestStore):
     # Logged models: their ids come from the server, so these calls stay synchronous, and so far their files are still
     # sent at once as well; only the place where they go is led through the job.
 
-    def create_logged_model(self, *args: Any, **kwargs: Any) -> LoggedModel:
-        return _model_through_job(super().create_logged_model(*args, **kwargs))
+    def create_logged_model(
+        self, experiment_id: str, name: str | None = None, source_run_id: str | None = None, *args: Any, **kwargs: Any
+    ) -> LoggedModel:
+        """A model of the job's run, also where the script logs it outside of any: launch finishes what it leaves."""
+        record = self._job.run_record()
+        run_id = source_run_id or (record.run_id if record else None)
+        return _model_through_job(super().create_logged_model(experiment_id, name, run_id, *args, **kwargs))
 
     def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
         return _model_through_job(super().get_logged_model(model_id, allow_deleted))
