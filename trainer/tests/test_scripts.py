@@ -97,7 +97,7 @@ def test_metrics_stand_once_at_the_epoch_they_belong_to(lab: Lab, ended: Ended, 
     # guarded.py validates every second epoch: the last one's point must not stand once more in the next.
     assert [step for step, _ in lab.points(run, "val_acc")] == ([1] if name == "guarded" else [0, 1, 2])
     assert run.data.params["epochs"] == "3" and "Mode" not in run.data.tags
-    assert run.data.tags["metrics_of_rank_0"] == "train_loss", "logged without sync_dist"
+    assert run.data.tags["metrics_of_rank_0"] == "train_loss, own_epoch", "logged without sync_dist"
 
 
 def test_fact_J_a_logger_of_the_scripts_own_leaves_one_x_axis(lab: Lab, ended: Ended) -> None:

@@ -130,7 +130,7 @@ def test_the_next_start_closes_what_the_last_one_left(own: Lab) -> None:
 
 
 def test_a_run_whose_asker_died_before_the_answer_is_found(own: Lab) -> None:
-    """Guards: a rank that is killed while it opens the run leaves one RUNNING that nobody knows of. (It was found so.)"""
+    """Guards: a rank that is killed while it opens the run leaves one RUNNING that nobody knows. (Found so.)"""
     job = left_job(own, "asked")
     record = job.run_record()
     own.client.set_tag(record.run_id, "job", job.run_name)
