@@ -62,6 +62,8 @@ class JobRun:
         if self._system_metrics is not None:
             self._system_metrics.close()
         delivered = close_run(self._job, self._delivery, end, patience, self._say, give_up)
+        if self.url is None and (record := self._job.run_record()):  # made by the server for a worker that died asking
+            self.url = server.run_url(record)
         self.status_name = end.status + ("" if delivered else " (the server does not know all of it)")
         return delivered
 
