@@ -50,6 +50,7 @@ def test_a_tracking_uri_that_is_no_server_is_refused(lab: Lab, uri: str) -> None
     assert done.returncode == 2 and f"MLFLOW_TRACKING_URI={uri}" in done.stdout
 
 
+@pytest.mark.fault
 def test_no_server_is_one_clear_line(lab: Lab) -> None:
     """Guards: minutes of retries, or a traceback, where no server answers."""
     uri = f"http://127.0.0.1:{free_port()}"

@@ -179,6 +179,7 @@ def test_energy_is_what_the_gpus_used(samples: Samples) -> None:
     assert samples.series["energy_kwh"] == [(0, pytest.approx(counted, rel=1e-9))]
 
 
+@pytest.mark.fault
 def test_a_driver_that_hangs_does_not_hang_the_end(library: Path, tmp_path: Path) -> None:
     """Guards: a job that never ends since NVML never answers; its energy up to then is kept."""
     environment = machine(library, 1, NVML_STUB_FOLDER=str(tmp_path))

@@ -200,6 +200,7 @@ def test_two_that_close_at_once_do_not_meet(own: Lab) -> None:
     assert own.only_run("held").info.status == "RUNNING"
 
 
+@pytest.mark.fault
 def test_fact_E_an_error_in_a_rank_fails_the_run_with_its_traceback(own: Lab, tmp_path: Path) -> None:
     """Guards: a FAILED run that does not say why to anyone but the terminal (tried)."""
     (tmp_path / "failing.py").write_text(FAILING)

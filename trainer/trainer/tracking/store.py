@@ -79,6 +79,7 @@ class JobStore(RestStore):
         self._server_uri = server_uri
         self._params: dict[tuple[str, str], str] = {}
         self._wrote = False
+        self._patient = True
         self._epoch: tuple[str, int, float] | None = None
 
     def create_run(
@@ -131,9 +132,12 @@ class JobStore(RestStore):
     def _wait_for_delivery(self) -> None:
         """Let a script that reads back what it has logged find it: launch delivers about once a second."""
         deadline = time.monotonic() + READ_PATIENCE_SECONDS
-        while self._wrote and time.monotonic() < deadline:
+        while self._wrote:
             if spool.is_delivered(self._job.spool):
-                self._wrote = False
+                self._wrote, self._patient = False, True
+            elif not self._patient or time.monotonic() > deadline:
+                self._patient = False  # the server is away: wait no more until something has been delivered
+                return
             else:
                 time.sleep(0.05)
 
