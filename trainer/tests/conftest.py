@@ -1,5 +1,6 @@
 """A lab with a real MLflow server, for every test that wants one."""
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -20,3 +21,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert "stopped" in stopped.stdout
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the port is still taken after `trainer server --stop`"
+
+
+@pytest.fixture
+def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    monkeypatch.setenv(name, os.environ.get(name, "7"))

@@ -13,6 +13,8 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from trainer.tracking.job import Job, RunRecord
+
 PROJECT = Path(__file__).parents[1]
 DIGITS = ("fit", "--config", "configs/digits.yaml")
 TRAINER = str(Path(sys.executable).with_name("trainer"))
@@ -86,3 +88,12 @@ class Lab:
 
     def points(self, run: Run, key: str) -> list[tuple[int, float]]:
         return [(point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, key)]
+
+
+def job_with_run(lab: Lab, folder: Path, experiment: str = "delivery") -> Job:
+    """A job in `folder` that has a run on the lab's server, without a launch or workers."""
+    found = lab.client.get_experiment_by_name(experiment)
+    info = lab.client.create_run(found.experiment_id if found else lab.client.create_experiment(experiment)).info
+    job = Job(folder)
+    job.write_run_record(RunRecord.of(info, experiment))
+    return job

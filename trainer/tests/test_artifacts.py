@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.entities import Metric, RunStatus
 
-from harness import Lab, until
+from harness import Lab, job_with_run, until
 from trainer.tracking import outbox, spool, uploads
 from trainer.tracking.delivery import Delivery
-from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME
 from trainer.tracking.store import record_of
 
@@ -69,23 +69,7 @@ FILES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    monkeypatch.setenv(name, os.environ.get(name, "7"))
-
-
-def job_with_run(lab: Lab, folder: Path) -> Job:
-    client = lab.client
-    found = client.get_experiment_by_name("uploads")
-    experiment = found.experiment_id if found else client.create_experiment("uploads")
-    info = client.create_run(experiment).info
-    job = Job(folder)
-    job.write_run_record(
-        RunRecord(info.run_id, experiment, "uploads", "r", info.artifact_uri, info.start_time, info.user_id)
-    )
-    return job
+pytestmark = pytest.mark.usefixtures("own_http_settings")
 
 
 def put(job: Job, path: str, text: str) -> None:
@@ -129,7 +113,7 @@ def test_what_a_script_logs_waits_on_disk_and_then_arrives(lab: Lab, tmp_path: P
 
 def test_a_crash_repeats_one_upload_at_most(lab: Lab, tmp_path: Path) -> None:
     """Guards: a launch that died between an upload and its note of it, and can never be closed for it (tried)."""
-    job = job_with_run(lab, tmp_path)
+    job = job_with_run(lab, tmp_path, "uploads")
     put(job, "a.txt", "a")
     assert Delivery(job, lab.uri, print).close(RunStatus.FINISHED, patience=30)
     (tmp_path / "spool.uploads").unlink()
@@ -191,7 +175,7 @@ def test_a_file_that_is_not_taken_holds_up_nothing(
     """Guards: one artifact at which the server fails, tried for ever with everything else behind it (tried)."""
     monkeypatch.setattr(uploads, "INTERVAL_SECONDS", 0.2)
     fickle.answers = {"forbidden.txt": 400, "broken.txt": 500}
-    job = job_with_run(lab, tmp_path)
+    job = job_with_run(lab, tmp_path, "uploads")
     run_id = job.run_record().run_id
     said: list[str] = []
     delivery = Delivery(job, fickle.uri, said.append)
@@ -217,7 +201,7 @@ def test_a_store_that_is_down_is_waited_for_and_the_status_does_not_wait(
     monkeypatch.setattr(uploads, "INTERVAL_SECONDS", 0.1)
     monkeypatch.setattr("trainer.tracking.delivery.UPLOADS_SECONDS", 1.0)
     fickle.answers = {"/mlflow-artifacts/": 500}
-    job = job_with_run(lab, tmp_path)
+    job = job_with_run(lab, tmp_path, "uploads")
     run_id = job.run_record().run_id
     for number in range(3):
         put(job, f"{number}.txt", str(number))

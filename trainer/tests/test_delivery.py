@@ -1,7 +1,6 @@
 """Delivery of a job's spool to a real server, through refusals and outages."""
 
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -9,30 +8,13 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 
-from harness import PROJECT, TRAINER, Lab, free_port, until
+from harness import PROJECT, TRAINER, Lab, free_port, job_with_run, until
 from trainer.tracking import outbox, spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.store import record_of
 
-
-@pytest.fixture(autouse=True)
-def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    monkeypatch.setenv(name, os.environ.get(name, "7"))
-
-
-def job_with_run(lab: Lab, folder: Path) -> Job:
-    client = lab.client
-    found = client.get_experiment_by_name("delivery")
-    experiment = found.experiment_id if found else client.create_experiment("delivery")
-    info = client.create_run(experiment).info
-    job = Job(folder)
-    job.write_run_record(
-        RunRecord(info.run_id, experiment, "delivery", "r", info.artifact_uri, info.start_time, info.user_id)
-    )
-    return job
+pytestmark = pytest.mark.usefixtures("own_http_settings")
 
 
 def points(first: int, last: int) -> list[Metric]:

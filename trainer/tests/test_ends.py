@@ -12,14 +12,12 @@ import psutil
 import pytest
 from mlflow.entities import RunStatus
 
-from harness import DIGITS, Lab, alive, until
+from harness import DIGITS, Lab, alive, job_with_run, until
 from trainer import failure
 from trainer.launch.launcher import impatience
 from trainer.launch.workers import Workers
 from trainer.tracking.job import Job
 from trainer.tracking.store import JobStore
-
-from .test_delivery import job_with_run
 
 pytestmark = pytest.mark.fault
 

@@ -109,19 +109,8 @@ class Delivery:
             [experiment_id], f"tags.{JOB_TAG} = '{self._job.run_name}'", ViewType.ACTIVE_ONLY, max_results=1
         )
         for run in found:
-            info = run.info
-            self._job.write_run_record(
-                RunRecord(
-                    run_id=info.run_id,
-                    experiment_id=info.experiment_id,
-                    experiment=self._store.get_experiment(info.experiment_id).name,
-                    name=info.run_name,
-                    artifact_uri=info.artifact_uri,
-                    start_time=info.start_time,
-                    user_id=info.user_id,
-                    server=self._server_uri,
-                )
-            )
+            experiment = self._store.get_experiment(run.info.experiment_id).name
+            self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
         return bool(found)
 
     def _loop(self) -> None:

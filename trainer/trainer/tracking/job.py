@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 JOB_DIR_VARIABLE = "TRAINER_JOB_DIR"
 
@@ -26,6 +26,20 @@ class RunRecord:
     user_id: str
     server: str = ""
     """URL of the MLflow server that it is on, as the job reached it."""
+
+    @classmethod
+    def of(cls, info: Any, experiment: str, server: str = "") -> "RunRecord":
+        """The record of the run with this `mlflow.entities.RunInfo`, in the experiment of this name."""
+        return cls(
+            run_id=info.run_id,
+            experiment_id=info.experiment_id,
+            experiment=experiment,
+            name=info.run_name,
+            artifact_uri=info.artifact_uri,
+            start_time=info.start_time,
+            user_id=info.user_id,
+            server=server,
+        )
 
 
 @dataclass(frozen=True)

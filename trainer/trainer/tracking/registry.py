@@ -12,15 +12,14 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.store.model_registry.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 
-from trainer.tracking.schemes import SERVER_VARIABLE
+from trainer.tracking.schemes import jobs_server
 
 
 def registry_store(store_uri: str, tracking_uri: str | None = None) -> RestStore:
     """Build the registry's store for a plain `http(s)://…` (the entry point that MLflow calls)."""
-    in_worker = SERVER_VARIABLE in os.environ and "RANK" in os.environ
-    server_uri = os.environ[SERVER_VARIABLE] if in_worker else store_uri
-    store = NullRegistry if in_worker and os.environ["RANK"] != "0" else RestStore
-    return store(partial(get_default_host_creds, server_uri))
+    server_uri = jobs_server()
+    store = NullRegistry if server_uri is not None and os.environ["RANK"] != "0" else RestStore
+    return store(partial(get_default_host_creds, server_uri or store_uri))
 
 
 class NullRegistry(RestStore):

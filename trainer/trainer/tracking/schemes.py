@@ -1,4 +1,6 @@
-"""The URI schemes that lead what a worker writes through its job; pyproject.toml registers them with MLflow."""
+"""What launch, the workers and the server call things: URI schemes (see pyproject.toml), a variable, a tag."""
+
+import os
 
 JOB_SCHEME = "job+"
 """Before the real server's URL: the job's tracking store (store.py)."""
@@ -9,6 +11,12 @@ NULL_ARTIFACTS = "null:/"
 
 SERVER_VARIABLE = "TRAINER_SERVER_URI"
 """Environment variable with the real server's URL; scripts overwrite MLflow's own by `mlflow.set_tracking_uri`."""
+
+
+def jobs_server() -> str | None:
+    """The real server's URL in a worker of a job; None in any other process."""
+    return os.environ.get(SERVER_VARIABLE) if "RANK" in os.environ else None
+
 
 JOB_TAG = "job"
 """The tag with the name of a run's job folder, by which the run is found again."""

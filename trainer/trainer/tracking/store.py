@@ -35,7 +35,7 @@ from trainer.terminal import say
 from trainer.tracking import spool
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, NULL_ARTIFACTS, SERVER_VARIABLE
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, NULL_ARTIFACTS, jobs_server
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
@@ -62,9 +62,9 @@ def http_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
     In a worker it is the job's: scripts often name the server of their author (`mlflow.set_tracking_uri("http://…")`),
     and each rank would open a run of its own there. Anywhere else it is MLflow's own.
     """
-    if SERVER_VARIABLE not in os.environ or "RANK" not in os.environ:
+    server_uri = jobs_server()
+    if server_uri is None:
         return RestStore(partial(get_default_host_creds, store_uri))
-    server_uri = os.environ[SERVER_VARIABLE]
     if store_uri.rstrip("/") != server_uri and os.environ["RANK"] == "0":
         say(f"the script names the tracking server {store_uri}: its run is at {server_uri}")
     return job_store(server_uri)
@@ -98,18 +98,7 @@ class JobStore(RestStore):
                 self._job.write_asking(experiment_id, self._server_uri)
                 tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
                 run = super().create_run(experiment_id, user_id, start_time, tags, named)
-                self._job.write_run_record(
-                    RunRecord(
-                        run_id=run.info.run_id,
-                        experiment_id=run.info.experiment_id,
-                        experiment=experiment,
-                        name=run.info.run_name,
-                        artifact_uri=run.info.artifact_uri,
-                        start_time=run.info.start_time,
-                        user_id=run.info.user_id,
-                        server=self._server_uri,
-                    )
-                )
+                self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
                 return _through_job(run)
         return _through_job(super().get_run(record.run_id))
 
