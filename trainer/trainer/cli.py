@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
         "`--model.init_args.lr 0.01`, `--print_config`, `--model.help CLASS`.",
     )
     _add_job_options(fit)
+    resume = fit.add_mutually_exclusive_group()
+    resume.add_argument("--new", action="store_true", help="start a new run also where this job was cut off")
+    resume.add_argument(
+        "--resume", choices=["auto", "must"], default="auto", help="must: refuse to start unless this job was cut off"
+    )
     fit.set_defaults(run=_fit)
 
     run = commands.add_parser(
@@ -109,7 +114,8 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     files = workspace.config_files(rest)
     name = arguments.name or (_name_of(files[-1]) if files else "fit")
     picked = devices.pick(arguments.accelerator, arguments.devices)
-    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment, workspace.folder(rest))
+    resume = "never" if arguments.new else arguments.resume
+    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment, workspace.folder(rest), resume)
 
 
 def _name_of(file: Path) -> str:
@@ -129,7 +135,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     picked = devices.pick(arguments.accelerator, arguments.devices)
     words = ["run", str(script.resolve()), *arguments.arguments]
     name = arguments.name or script.stem
-    return launcher.launch(name, words, picked, arguments.experiment, script.resolve().parent)
+    # A script loads no checkpoint unless it does so itself, so each start is a run of its own.
+    return launcher.launch(name, words, picked, arguments.experiment, script.resolve().parent, "never")
 
 
 def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:

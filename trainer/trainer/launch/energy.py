@@ -16,22 +16,26 @@ class EnergyMeter:
 
     Args:
         handle: NVML's handle of the GPU.
+        kwh: Where the count starts, in kWh.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, kwh: float = 0.0) -> None:
         self._handle = handle
         self._counter: int | None = None
         """Millijoules since the driver was loaded."""
         self._power: tuple[float, int] | None = None
         """Seconds and milliwatts of the last update."""
+        self._start = kwh
         self.kwh: float | None = None
-        """kWh since the first update; None while there was none. What was counted outlives a GPU that is lost."""
+        """kWh since the first update, and those it started at; None while there was none.
+
+        What was counted outlives a GPU that is lost."""
 
     def update(self) -> float:
         """Count up to now.
 
         Returns:
-            kWh since the first update.
+            kWh since the first update, and those it started at.
 
         Raises:
             pynvml.NVMLError: The GPU tells neither energy nor power now; where it does again, the gap is counted.
@@ -42,7 +46,7 @@ class EnergyMeter:
             if self._counter is not None:
                 raise
             millijoules = self._from_power()
-        self.kwh = (self.kwh or 0.0) + millijoules / MILLIJOULES_PER_KWH
+        self.kwh = (self._start if self.kwh is None else self.kwh) + millijoules / MILLIJOULES_PER_KWH
         return self.kwh
 
     def _from_counter(self) -> float:

@@ -18,18 +18,19 @@ class JobGPUMonitor(GPUMonitor):
 
     Args:
         index: NVML's index of the GPU; its metrics are named `gpu_<index>_…`.
+        kwh: What the job had used of it before it was cut off.
 
     Raises:
         pynvml.NVMLError: NVML does not give the GPU out.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, kwh: float = 0.0) -> None:
         BaseMetricsMonitor.__init__(self)  # GPUMonitor's would open every GPU, and fail at any that is lost
         pynvml.nvmlInit()
         self.num_gpus = 1
         self.gpu_handles = [pynvml.nvmlDeviceGetHandleByIndex(index)]
         self._prefix = f"gpu_{index}"
-        self.energy = EnergyMeter(self.gpu_handles[0])
+        self.energy = EnergyMeter(self.gpu_handles[0], kwh)
         with contextlib.suppress(pynvml.NVMLError):  # the first sample says it
             self.energy.update()  # counts from here on
 

@@ -23,6 +23,19 @@ def stale_attempts(name: str | None = None) -> list[Job]:
     return [job for job in all_jobs() if name in (None, job.folder.parent.name) and _is_stale(job)]
 
 
+def cut_off(name: str) -> Job | None:
+    """The newest attempt at a job, where it has a run and neither finished nor still runs; else None."""
+    attempts = [job for job in all_jobs() if job.folder.parent.name == name and (job.folder / "run.json").exists()]
+    if not attempts:
+        return None
+    try:
+        end = attempts[-1].end_record()
+        attempts[-1].run_record()
+    except DAMAGED:
+        return None
+    return None if attempts[-1].is_claimed() or (end and end.status == "FINISHED") else attempts[-1]
+
+
 def _is_stale(job: Job) -> bool:
     try:
         return is_open(job) and not job.is_claimed()

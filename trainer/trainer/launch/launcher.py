@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
 from trainer.launch.devices import Devices
+from trainer.launch.resume import Resume, claim_cut_off
 from trainer.launch.workers import Ending, Workers
 from trainer.terminal import say
 from trainer.tracking import server
@@ -31,7 +32,14 @@ LAST_DELIVERY_SECONDS_KILLED = 30.0
 """The same for a job that was told to end; with the workers' grace it fits into Compose's stop_grace_period."""
 
 
-def launch(name: str, arguments: list[str], devices: Devices, experiment: str | None, code: Path | None = None) -> int:
+def launch(
+    name: str,
+    arguments: list[str],
+    devices: Devices,
+    experiment: str | None,
+    code: Path | None = None,
+    resume: Resume = "auto",
+) -> int:
     """Run one training job and return its exit code.
 
     Args:
@@ -40,6 +48,7 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
         devices: What the job runs on.
         experiment: MLflow experiment; by default the job's name.
         code: The folder of the user's own code, whose commit is recorded too.
+        resume: Whether to go on with this job where it was cut off.
 
     Returns:
         0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
@@ -52,14 +61,16 @@ def launch(name: str, arguments: list[str], devices: Devices, experiment: str | 
     uri = server.tracking_uri()
     server.wait_for(uri, say=say)
     _check(name)
+    experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
+    cut_off = claim_cut_off(name, experiment, uri, resume, say)
     if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
         from trainer.launch import stale
 
         stale.close_attempts(name, uri, say)
-    job = _new_job(name)
+    job = cut_off or _new_job(name)
     say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     try:
-        workers = Workers(job, arguments, devices, _worker_environment(uri, name, experiment, devices))
+        workers = Workers(job, arguments, devices, _worker_environment(uri, experiment, devices))
     except OSError as error:
         raise UserError(f"cannot start a job in {job.folder}: {error.strerror}") from None
     workers.forward_signals()
@@ -141,7 +152,7 @@ def _new_job(name: str) -> Job:
     return job
 
 
-def _worker_environment(uri: str, name: str, experiment: str | None, devices: Devices) -> dict[str, str]:
+def _worker_environment(uri: str, experiment: str, devices: Devices) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // devices.count)
     return {
         "ACCELERATOR": devices.accelerator,
@@ -150,7 +161,7 @@ def _worker_environment(uri: str, name: str, experiment: str | None, devices: De
         "MLFLOW_TRACKING_URI": JOB_SCHEME + uri,
         SERVER_VARIABLE: uri,
         "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own
-        "MLFLOW_EXPERIMENT_NAME": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name,
+        "MLFLOW_EXPERIMENT_NAME": experiment,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # launch prints the URL that the user can open
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         # Threads that spin while they wait starve the others where the cores are shared: 11-21 s an epoch of digits

@@ -10,8 +10,13 @@ from trainer.launch.system_metrics import SystemMetrics
 from trainer.launch.workers import Ending
 from trainer.tracking import server, spool
 from trainer.tracking.delivery import Delivery
+from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import EndRecord, Job
+from trainer.tracking.schemes import MAX_TAG_LENGTH
 from trainer.tracking.store import record_of
+
+HOST = "environment.host"
+"""No setting: in a container it is another one at every start."""
 
 
 class JobRun:
@@ -32,7 +37,7 @@ class JobRun:
         self._provenance = provenance
         self._gpus = gpus
         self._say = say
-        self._delivery = Delivery(job, uri, say)
+        self._delivery = Delivery(job, uri, say, reopened=job.resumes > 0)
         self._system_metrics: SystemMetrics | None = None
         self.url: str | None = None
         """Where the user can open the run; None while nobody has opened one."""
@@ -45,9 +50,8 @@ class JobRun:
         """
         if self.url is not None or (record := self._job.run_record()) is None:
             return False
-        tags = [RunTag(key, value) for key, value in self._provenance.items()]
         try:
-            spool.append(self._job.spool, record_of(record.run_id, [], [], tags))
+            spool.append(self._job.spool, record_of(record.run_id, [], [], self._tags(record.run_id)))
         except OSError:  # a full disk; the next call tries again
             return False
         self.url = server.run_url(record)
@@ -55,6 +59,17 @@ class JobRun:
         self._system_metrics = SystemMetrics(self._job, self._gpus, self._say)
         self._system_metrics.start()
         return True
+
+    def _tags(self, run_id: str) -> list[RunTag]:
+        """Provenance; where the job goes on, how it has changed since: the run's results rest on both."""
+        before = History(self._job.spool)
+        tags = {key: value for key, value in self._provenance.items() if (run_id, key) not in before.tags}
+        for key in self._provenance.keys() - tags.keys() - {HOST}:
+            if drift := before.drift(run_id, key, self._provenance[key]):
+                tags[DRIFT + key] = drift[:MAX_TAG_LENGTH]
+        if self._job.resumes:
+            tags["resumes"] = str(self._job.resumes)
+        return [RunTag(key, value) for key, value in tags.items()]
 
     def close(self, ending: Ending, patience: float, give_up: Callable[[], bool]) -> bool:
         """Deliver everything and set the status; False if the server could not be reached for `patience` seconds."""

@@ -19,6 +19,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from trainer.launch.gpu_monitor import JobGPUMonitor
 from trainer.tracking import spool
+from trainer.tracking.history import History
 from trainer.tracking.job import Job
 from trainer.tracking.store import SYSTEM_METRICS, record_of
 
@@ -53,16 +54,19 @@ class SystemMetrics:
             "the disk": DiskMonitor(),
             "the network": NetworkMonitor(),
         }
+        before = History(job.spool)
+        self._step = before.next_step(self._run_id, self._prefix)
+        self._ends = before.next_step(self._run_id, ENERGY)
         self._gpus: list[JobGPUMonitor] = []
         for index in gpus:
-            self._add_gpu(index)
+            self._add_gpu(index, before)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="system-metrics", daemon=True)
-        self._step = 0
 
-    def _add_gpu(self, index: int) -> None:
+    def _add_gpu(self, index: int, before: History) -> None:
+        used = before.last(self._run_id, f"{self._prefix}gpu_{index}_energy_kwh") or 0.0
         try:
-            gpu = JobGPUMonitor(index)
+            gpu = JobGPUMonitor(index, used)
         except pynvml.NVMLError as error:
             self._complain(f"no system metrics of GPU {index}: {error}")
             return
@@ -80,7 +84,7 @@ class SystemMetrics:
             self._complain("a sensor does not answer; the system metrics end without a last sample")
         counted = [gpu.energy.kwh for gpu in self._gpus if gpu.energy.kwh is not None]
         if counted:  # no GPU, no energy: nothing here can measure the rest of the machine
-            self._append([Metric(ENERGY, sum(counted), int(time.time() * 1000), 0)])
+            self._append([Metric(ENERGY, sum(counted), int(time.time() * 1000), self._ends)])
 
     def _loop(self) -> None:
         self._stop.wait(min(1.0, self._interval))  # psutil counts the CPU from the first call on

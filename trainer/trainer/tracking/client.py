@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -19,6 +20,7 @@ from mlflow.models import ModelSignature, infer_signature
 from mlflow.utils.autologging_utils import AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONFIGURED, AUTOLOGGING_INTEGRATIONS
 
 from trainer.terminal import say
+from trainer.tracking import outbox
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 
@@ -75,9 +77,13 @@ def _is_the_jobs(uri: str) -> bool:
 
 
 def log_config(config: dict[str, Any], text: str) -> None:
-    """Log a resolved configuration: every value as a param under its dotted name, and the whole as config.yaml."""
+    """Log a resolved configuration: every value as a param under its dotted name, and the whole as config.yaml.
+
+    Where the job goes on after it was cut off, the whole stands beside the first one's as config.resume-1.yaml.
+    """
     _log_valid_params(_flat(config))
-    mlflow.log_text(text, "config.yaml")
+    resumes = Job.of_this_process().resumes
+    mlflow.log_text(text, f"config.resume-{resumes}.yaml" if resumes else "config.yaml")
 
 
 def log_params(params: dict[str, Any]) -> None:
@@ -110,6 +116,25 @@ def set_tag(key: str, value: str) -> None:
 
 def log_metrics(metrics: dict[str, float]) -> None:
     mlflow.log_metrics(metrics)
+
+
+def log_checkpoint(file: Path) -> None:
+    """Have launch keep a checkpoint among the run's artifacts, in the background; a newer one of that name replaces it.
+
+    Call it on global rank 0, once the file stands whole. It costs the training nothing: the file is linked, not copied,
+    so it must only ever be replaced, not written into. Where the disk is full a line says that it is not kept.
+
+    Args:
+        file: In the job's `checkpoints/`.
+    """
+    job = Job.of_this_process()
+    record = job.run_record()
+    if record is None:
+        return
+    try:
+        outbox.put(job, record.run_id, file, f"checkpoints/{file.name}", replaces=True)
+    except OSError as error:
+        say(f"{file.name} does not get to the artifact store: {error.strerror}")
 
 
 def log_model(model: torch.nn.Module, example: torch.Tensor, step: int) -> str:

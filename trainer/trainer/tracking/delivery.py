@@ -37,6 +37,8 @@ INTERVAL_SECONDS = 1.0
 UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
+END_TAGS = {"failure", "killed_by"}
+"""What a run's tags say about its end."""
 # Answers that no later try can change; anything else (no connection, 5xx, 429) is tried again.
 FINAL_ANSWERS = {
     ErrorCode.Name(code)
@@ -57,9 +59,10 @@ class Delivery:
         job: Whose spool.
         server_uri: http(s) URL of the MLflow server.
         say: Called with one line for the user when the server goes away, comes back or refuses something.
+        reopened: Whether the job goes on after its run may have been closed: it is then set to RUNNING again first.
     """
 
-    def __init__(self, job: Job, server_uri: str, say: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, server_uri: str, say: Callable[[str], None], reopened: bool = False) -> None:
         self._job = job
         self._server_uri = server_uri
         self._say = say
@@ -72,6 +75,7 @@ class Delivery:
         self._aside: list[tuple[bytes, str]] = []
         self._last_os_error = ""
         self._run_is_gone = False
+        self._to_reopen = reopened
         self._model_tries = 0
         self._stop = threading.Event()
         self._abandoned = threading.Event()
@@ -179,6 +183,8 @@ class Delivery:
 
     def _deliver_pending(self) -> bool:
         """Deliver every complete record of values; False if the server did not take them all."""
+        if self._to_reopen and not self._reopen():
+            return False
         while lines := self._reader.read(most=MAX_ENTITIES_PER_BATCH):
             self._aside = [(line.raw, "unreadable") for line in lines if line.record is None and line.raw.strip()]
             records = [line.record for line in lines if line.record is not None and "artifact" not in line.record]
@@ -188,6 +194,22 @@ class Delivery:
             # Only now, with the place that moves on: a later try would set the same records aside once more.
             self._set_aside()
             self._reader.delivered(lines[-1].end)
+        return True
+
+    def _reopen(self) -> bool:
+        """Take back what the run says about an end that was none; False if the server is away."""
+        record = self._job.run_record()
+        assert record is not None, "a job that goes on has a run"
+        try:
+            run = self.run()
+            if run is not None:
+                self._store.update_run_info(record.run_id, RunStatus.RUNNING, None, None)
+                for key in END_TAGS & run.data.tags.keys():
+                    self._store.delete_tag(record.run_id, key)
+        except MlflowException as error:
+            if error.error_code not in FINAL_ANSWERS:
+                return self._away(str(error.message))
+        self._to_reopen = False
         return True
 
     def _deliver(self, batch: list[Record]) -> bool:

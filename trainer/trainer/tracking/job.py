@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +125,26 @@ class Job:
 
     def done(self, rank: int) -> bool:
         return (self.folder / "done" / str(rank)).exists()
+
+    @property
+    def _resumes_file(self) -> Path:
+        return self.folder / "resumes"
+
+    @property
+    def resumes(self) -> int:
+        """How often the job went on after it was cut off."""
+        try:
+            return len(self._resumes_file.read_text().splitlines())
+        except FileNotFoundError:
+            return 0
+
+    def reopen(self) -> None:
+        """Forget how the job ended, since it goes on; only for the process that has the claim."""
+        with open(self._resumes_file, "a") as file:
+            file.write(f"{time.time():.3f}\n")
+        for folder in (self.failures, self.logs, self.folder / "done"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._end_file.unlink(missing_ok=True)
 
     @property
     def refused_files(self) -> Path:

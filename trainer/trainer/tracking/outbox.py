@@ -14,7 +14,7 @@ from trainer.tracking import spool
 from trainer.tracking.job import Job, sync_folder
 
 
-def put(job: Job, run_id: str, file: Path, path: str) -> None:
+def put(job: Job, run_id: str, file: Path, path: str, replaces: bool = False) -> None:
     """Keep a copy of a file for the server, on disk when this returns.
 
     Args:
@@ -22,6 +22,8 @@ def put(job: Job, run_id: str, file: Path, path: str) -> None:
         run_id: The job's run.
         file: What to copy.
         path: Where it goes among the run's artifacts.
+        replaces: Whether those of the same path that still wait need not be sent any more. Such a file is linked where
+            it can be, so it must never be written into.
 
     Raises:
         OSError: The file cannot be read, or the copy not be written; nothing of it remains.
@@ -31,7 +33,8 @@ def put(job: Job, run_id: str, file: Path, path: str) -> None:
     copy = folder / path
     try:
         copy.parent.mkdir(parents=True)
-        shutil.copyfile(file, copy)
+        if not (replaces and _linked(file, copy)):
+            shutil.copyfile(file, copy)
         with open(copy, "rb") as written:
             os.fsync(written.fileno())
         for parent in copy.parents:
@@ -42,10 +45,18 @@ def put(job: Job, run_id: str, file: Path, path: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     try:
-        spool.append(job.spool, {"run_id": run_id, "artifact": path, "copy": name})
+        spool.append(job.spool, {"run_id": run_id, "artifact": path, "copy": name, "replaces": replaces})
     except OSError:  # at anything else, a signal say, the record may be written and the copy must stay
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _linked(file: Path, copy: Path) -> bool:
+    try:
+        os.link(file, copy)
+    except OSError:  # another file system, or one without links
+        return False
+    return True
 
 
 def find(job: Job, path: str) -> Path | None:

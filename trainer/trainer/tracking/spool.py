@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,14 @@ class SpoolReader:
         with contextlib.suppress(OSError):
             partial.write_text(str(offset))
             os.replace(partial, self._offset_file)
+
+
+def records(spool: Path) -> Iterator[Record]:
+    """Every whole record of a spool, delivered or not; none where there is no spool."""
+    with contextlib.suppress(FileNotFoundError), open(spool, "rb") as file:
+        for line in file:
+            if (record := _parse(line)) is not None:
+                yield record
 
 
 def is_delivered(spool: Path, place: str = ".offset") -> bool:

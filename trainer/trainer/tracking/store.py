@@ -33,9 +33,10 @@ from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric
 
 from trainer.terminal import say
 from trainer.tracking import spool
+from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, NULL_ARTIFACTS, jobs_server
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, NULL_ARTIFACTS, jobs_server
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
@@ -77,7 +78,8 @@ class JobStore(RestStore):
         super().__init__(partial(get_default_host_creds, server_uri))
         self._job = job
         self._server_uri = server_uri
-        self._params: dict[tuple[str, str], str] = {}
+        self._before = History(job.spool)
+        self._params = dict(self._before.params)
         self._wrote = False
         self._patient = True
         self._epoch: tuple[str, int, float] | None = None
@@ -100,7 +102,14 @@ class JobStore(RestStore):
                 run = super().create_run(experiment_id, user_id, start_time, tags, named)
                 self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
                 return _through_job(run)
-        return _through_job(super().get_run(record.run_id))
+        # A job that goes on does so without the server.
+        return Run(self._own_info(record), RunData())
+
+    def get_experiment_by_name(self, experiment_name: str) -> Experiment | None:
+        record = self._job.run_record()
+        if record is not None and record.experiment == experiment_name:
+            return Experiment(record.experiment_id, experiment_name, JOB_ARTIFACTS, LifecycleStage.ACTIVE)
+        return super().get_experiment_by_name(experiment_name)
 
     def get_run(self, run_id: str) -> Run:
         self._wait_for_delivery()
@@ -137,8 +146,11 @@ class JobStore(RestStore):
             return super().update_run_info(run_id, run_status, end_time, run_name)
         if run_name:
             self.set_tag(run_id, RunTag(MLFLOW_RUN_NAME, run_name))
+        return self._own_info(record)
+
+    def _own_info(self, record: RunRecord) -> RunInfo:
         artifact_uri = JOB_ARTIFACTS + record.artifact_uri
-        return _run_info(run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
+        return _run_info(record.run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
 
     def delete_run(self, run_id: str) -> None:
         raise MlflowException("a training job cannot delete its own run; delete it in the UI", INVALID_PARAMETER_VALUE)
@@ -148,10 +160,13 @@ class JobStore(RestStore):
         # Launch samples the machine for every job; a script's own sampler would double each point.
         metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
         metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
+        metrics = [metric for metric in metrics if not self._before.has(run_id, metric)]
         # Autologging's word for what its Trainer did last: on the run of a training it would read "testing".
         tags = [tag for tag in tags if (tag.key, tag.value) not in AUTOLOGGING_MODES]
         # Autologging gives two EarlyStoppings the same names in one batch: the first stands, as MLflow's params do.
         params = [param for at, param in enumerate(params) if param.key not in {other.key for other in params[:at]}]
+        params, drifted = self._drifted(run_id, params)
+        tags = [*tags, *drifted]
         _validate_batch_log_limits(metrics, params, tags)
         for metric in metrics:
             _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
@@ -170,6 +185,12 @@ class JobStore(RestStore):
             spool.append(self._job.spool, record_of(run_id, metrics, params, tags))
             self._wrote = True
         self._params.update({(run_id, param.key): param.value for param in params})
+
+    def _drifted(self, run_id: str, params: list[Param]) -> tuple[list[Param], list[RunTag]]:
+        """The params without those that an earlier start of the job has set otherwise, and tags that name these."""
+        drifts = {param.key: self._before.drift(run_id, param.key, param.value) for param in params}
+        tags = [RunTag(DRIFT + key, drift[:MAX_TAG_LENGTH]) for key, drift in drifts.items() if drift is not None]
+        return [param for param in params if (run_id, param.key) not in self._before.params], tags
 
     def _repeats_the_epoch(self, run_id: str, metric: Metric) -> bool:
         """Lightning hands a logger the epoch with every call: at a step that is validated it would stand twice."""

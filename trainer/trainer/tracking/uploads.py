@@ -11,6 +11,7 @@ aside lies in the job's `refused/`.
 
 import os
 import posixpath
+import shutil
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -97,8 +98,12 @@ class Uploads:
     def _send_pending(self) -> bool:
         """Send every file that waits; False if one is to be tried again."""
         while lines := self._reader.read(most=1000):
+            newest = {line.record["artifact"]: line for line in lines if line.record and line.record.get("replaces")}
             for line in lines:
                 if line.record is None or "artifact" not in line.record:
+                    continue
+                if newest.get(line.record["artifact"], line) is not line:
+                    shutil.rmtree(self._job.outbox / line.record["copy"], ignore_errors=True)
                     continue
                 if self._abandoned.is_set() or not self._send(line):
                     return False
