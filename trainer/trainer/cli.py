@@ -10,6 +10,7 @@ from trainer import workspace
 from trainer.errors import UserError
 from trainer.terminal import say
 
+JOB_OPTIONS = ("--accelerator", "--devices", "--experiment", "--name", "--max-restarts")
 DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job is exactly one MLflow run, a true one."
 
 
@@ -97,6 +98,19 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         "--experiment", help="MLflow experiment (default: $MLFLOW_EXPERIMENT_NAME, else the job's name)"
     )
     parser.add_argument("--name", help="the job's name (default: the file's)")
+    parser.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=os.environ.get("MAX_RESTARTS") or "0",
+        metavar="N",
+        help="start all workers again, up to N times, when one has failed (default: $MAX_RESTARTS, else 0)",
+    )
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word} is no number of restarts; use 0 or more")
+    return int(word)
 
 
 def _port(word: str) -> int:
@@ -115,7 +129,10 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.name or (_name_of(files[-1]) if files else "fit")
     picked = devices.pick(arguments.accelerator, arguments.devices)
     resume = "never" if arguments.new else arguments.resume
-    return launcher.launch(name, ["fit", *rest], picked, arguments.experiment, workspace.folder(rest), resume)
+    words = ["fit", *rest]
+    return launcher.launch(
+        name, words, picked, arguments.experiment, workspace.folder(rest), resume, arguments.max_restarts
+    )
 
 
 def _name_of(file: Path) -> str:
@@ -130,13 +147,15 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not script.is_file():
         raise UserError(f"no script at {script}: give the path of a Python file")
     for word in arguments.arguments:
-        if word.partition("=")[0] in ("--accelerator", "--devices", "--experiment", "--name"):
+        if word.partition("=")[0] in JOB_OPTIONS:
             say(f"{word} stands behind {script}, so it goes to the script")
     picked = devices.pick(arguments.accelerator, arguments.devices)
     words = ["run", str(script.resolve()), *arguments.arguments]
     name = arguments.name or script.stem
     # A script loads no checkpoint unless it does so itself, so each start is a run of its own.
-    return launcher.launch(name, words, picked, arguments.experiment, script.resolve().parent, "never")
+    return launcher.launch(
+        name, words, picked, arguments.experiment, script.resolve().parent, "never", arguments.max_restarts
+    )
 
 
 def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -1,4 +1,7 @@
-"""How a failed rank tells launch, which outlives it, what went wrong: one file for each rank."""
+"""How a failed rank tells launch, which outlives it, what went wrong: one file for each rank.
+
+Where the workers are started again (torchrun's --max-restarts), each start but the first has a folder of its own.
+"""
 
 import json
 import os
@@ -25,6 +28,12 @@ class Failure:
     """Whether the user can mend it: then the line alone says all."""
     time: float
     """Seconds since the epoch; the first failure is the cause, later ones may follow from it."""
+
+
+def of_this_start(folder: Path) -> Path:
+    """Where a worker of this start of the workers writes, in the job's folder for failures."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return folder if restart == "0" else folder / f"restart-{restart}"
 
 
 def write(folder: Path, rank: int, error: BaseException) -> None:
@@ -61,7 +70,7 @@ def _is_users(file: Path) -> bool:
 
 def note(folder: Path, rank: int, line: str, user_error: bool = False) -> None:
     """Write `rank-N.json`, unless there is one: what follows from a first failure is not its cause."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rank-{rank}.json"
     if file.exists():
         return
@@ -71,9 +80,13 @@ def note(folder: Path, rank: int, line: str, user_error: bool = False) -> None:
 
 
 def first(folder: Path) -> Failure | None:
-    """The earliest failure that any rank wrote; a user's mistake before any error that may follow from it."""
-    failures = [Failure(**json.loads(file.read_text())) for file in folder.glob("rank-*.json")]
+    """The earliest failure of the last start; a user's mistake before any error that may follow from it."""
+    failures = [Failure(**json.loads(file.read_text())) for file in _last_start(folder).glob("rank-*.json")]
     return min(failures, key=lambda failure: (not failure.user_error, failure.time), default=None)
+
+
+def _last_start(folder: Path) -> Path:
+    return max(folder.glob("restart-*"), key=lambda start: int(start.name.rpartition("-")[2]), default=folder)
 
 
 def reports(folder: Path, logs: Path) -> list[Path]:
@@ -83,6 +96,7 @@ def reports(folder: Path, logs: Path) -> list[Path]:
         folder: Where the ranks wrote; gets a `rank-N.log` with the end of what a rank without a traceback printed.
         logs: What the ranks but local rank 0 printed, as torchrun lays it out: `*/attempt_N/<rank>/stderr.log`.
     """
+    folder = _last_start(folder)
     for log in sorted(logs.glob("*/attempt_*/*/stderr.log")):  # a later attempt's log is written over an earlier one's
         rank = log.parent.name
         if not (folder / f"rank-{rank}.txt").exists() and (end := _end_of(log)):

@@ -23,15 +23,18 @@ def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
     die_with_parent(int(os.environ[AGENT_PID]))
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
-    end_soon_after_sigterm(GRACE_SECONDS, lambda: failure.note(job.failures, rank, "it was told to end by SIGTERM"))
+    failures = failure.of_this_start(job.failures)
+    end_soon_after_sigterm(GRACE_SECONDS, lambda: failure.note(failures, rank, "it was told to end by SIGTERM"))
     kind, *arguments = job.arguments()
     try:
+        job.forget_done(rank)
         _quieten()
         _require_accelerator()
         from trainer.tracking import client
 
         if rank == 0:
             client.autolog()
+            client.note_restart()
         if kind == "fit":
             from trainer import app
 
@@ -42,11 +45,11 @@ def main() -> int:
             script.run(arguments, job)
         job.write_done(rank)
     except UserError as error:
-        failure.write(job.failures, rank, error)
+        failure.write(failures, rank, error)
         return 2
     except BaseException as error:
         # SystemExit too: Lightning raises one, with exit code 0, when a rank gets SIGTERM in mid-training.
-        failure.write(job.failures, rank, error)
+        failure.write(failures, rank, error)
         return 1
     return 0
 

@@ -39,6 +39,7 @@ def launch(
     experiment: str | None,
     code: Path | None = None,
     resume: Resume = "auto",
+    max_restarts: int = 0,
 ) -> int:
     """Run one training job and return its exit code.
 
@@ -49,6 +50,7 @@ def launch(
         experiment: MLflow experiment; by default the job's name.
         code: The folder of the user's own code, whose commit is recorded too.
         resume: Whether to go on with this job where it was cut off.
+        max_restarts: How often the workers are started again when one of them has failed.
 
     Returns:
         0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
@@ -70,7 +72,7 @@ def launch(
     job = cut_off or _new_job(name)
     say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     try:
-        workers = Workers(job, arguments, devices, _worker_environment(uri, experiment, devices))
+        workers = Workers(job, arguments, devices, _worker_environment(uri, experiment, devices), max_restarts)
     except OSError as error:
         raise UserError(f"cannot start a job in {job.folder}: {error.strerror}") from None
     workers.forward_signals()

@@ -18,6 +18,9 @@ GRACE_SECONDS = 8.0
 and the last checkpoint is of the last epoch, not of the signal."""
 
 
+# Else the workers that are started again find in the agent's store where the dead ones listened (PyTorch #135712).
+A_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What asks a job to end: `docker stop`, Ctrl-C, a closed terminal, Ctrl-\\."""
 
@@ -47,9 +50,12 @@ class Workers:
         arguments: What the workers do, `["fit", …]`; read by each from the job's folder.
         devices: One worker is started on each.
         environment: Added to this process's own.
+        max_restarts: How often torchrun starts all of them again when one has failed.
     """
 
-    def __init__(self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str]) -> None:
+    def __init__(
+        self, job: Job, arguments: list[str], devices: Devices, environment: dict[str, str], max_restarts: int = 0
+    ) -> None:
         self._job = job
         self._reported: dict[int, int] | None = None
         self.killed_by: signal.Signals | None = None
@@ -58,11 +64,13 @@ class Workers:
         """How many signals launch has got."""
         self._deadline: float | None = None
         self._world_size = devices.count
+        self._max_restarts = max_restarts
         # Local rank 0 has the terminal, so that a progress bar is live; the others print into files.
         quiet_ranks = ",".join(f"{rank}:3" for rank in range(1, devices.count)) or "0:0"
         torchrun = [
             "--standalone",
             f"--nproc-per-node={devices.count}",
+            f"--max-restarts={max_restarts}",
             f"--redirects={quiet_ranks}",
             f"--log-dir={job.logs}",
             "--module",
@@ -76,7 +84,12 @@ class Workers:
         self._report = open(reader)  # noqa: SIM115 (read when the agent has ended)
         self._agent = subprocess.Popen(
             [sys.executable, "-m", "trainer.launch.agent", str(os.getpid()), str(report), *torchrun],
-            env={**os.environ, **environment, JOB_DIR_VARIABLE: str(job.folder)},
+            env={
+                **os.environ,
+                **environment,
+                **(A_STORE_FOR_EACH_START if max_restarts else {}),
+                JOB_DIR_VARIABLE: str(job.folder),
+            },
             stdin=subprocess.DEVNULL,
             pass_fds=(report,),
             start_new_session=True,
@@ -102,10 +115,18 @@ class Workers:
         """Whether any is; past the grace period after a signal, all are killed."""
         if self._agent.poll() is not None:
             return False
+        if self._deadline is None and self._max_restarts and self._mistaken():
+            self._deadline = time.monotonic() + GRACE_SECONDS
+            self._agent.send_signal(signal.SIGTERM)
         if self._deadline is not None and time.monotonic() > self._deadline:
             # The workers ask the kernel to die with the agent (process.py).
             self._agent.kill()
         return True
+
+    def _mistaken(self) -> bool:
+        """Whether a rank has ended by a user's mistake, which no restart puts right."""
+        cause = failure.first(self._job.failures)
+        return cause is not None and cause.user_error
 
     def ending(self) -> Ending:
         """How they ended; only after `running()` has said False."""

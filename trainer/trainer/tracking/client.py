@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.utils.autologging_utils import AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONFIGURED, AUTOLOGGING_INTEGRATIONS
@@ -25,6 +26,8 @@ from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 
 MODEL_NAME = "model"
+MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
+"""Environment variable in which torchrun tells its workers how often it starts them again."""
 
 
 def autolog() -> None:
@@ -41,6 +44,21 @@ def is_autologging(callback: Any) -> bool:
     """Whether this is the callback by which MLflow's autologging follows a Trainer."""
     cls = type(callback)
     return cls.__module__ == "mlflow.pytorch._lightning_autolog" and cls.__name__.endswith("MlflowPLCallback")
+
+
+def note_restart() -> None:
+    """Where torchrun has started the workers again, say so, here and on the run (tag `restarts`).
+
+    For global rank 0 only.
+    """
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not restart:
+        return
+    say(f"a rank has failed; the workers were started again (restart {restart} of {os.environ[MAX_RESTARTS]})")
+    job = Job.of_this_process()
+    restarts = job.write_restart()
+    if record := job.run_record():
+        MlflowClient().set_tag(record.run_id, "restarts", str(restarts))
 
 
 @contextmanager

@@ -123,25 +123,36 @@ class Job:
         (self.folder / "done").mkdir(exist_ok=True)
         (self.folder / "done" / str(rank)).touch()
 
+    def forget_done(self, rank: int) -> None:
+        """For a rank that is started again."""
+        (self.folder / "done" / str(rank)).unlink(missing_ok=True)
+
     def done(self, rank: int) -> bool:
         return (self.folder / "done" / str(rank)).exists()
 
     @property
-    def _resumes_file(self) -> Path:
-        return self.folder / "resumes"
-
-    @property
     def resumes(self) -> int:
         """How often the job went on after it was cut off."""
+        return self._count("resumes")
+
+    def write_restart(self) -> int:
+        """Record that torchrun has started the workers again; returns how often it has in this job."""
+        self._add_to("restarts")
+        return self._count("restarts")
+
+    def _add_to(self, name: str) -> None:
+        with open(self.folder / name, "a") as file:
+            file.write(f"{time.time():.3f}\n")
+
+    def _count(self, name: str) -> int:
         try:
-            return len(self._resumes_file.read_text().splitlines())
+            return len((self.folder / name).read_text().splitlines())
         except FileNotFoundError:
             return 0
 
     def reopen(self) -> None:
         """Forget how the job ended, since it goes on; only for the process that has the claim."""
-        with open(self._resumes_file, "a") as file:
-            file.write(f"{time.time():.3f}\n")
+        self._add_to("resumes")
         for folder in (self.failures, self.logs, self.folder / "done"):
             shutil.rmtree(folder, ignore_errors=True)
         self._end_file.unlink(missing_ok=True)
