@@ -51,7 +51,7 @@ def test_fact_C_last_is_the_last_epoch_when_the_metric_got_worse(tmp_path: Path)
     that goes on from it repeats every epoch since the best one. (Tried: with such a callback.)"""
     cli = fitted(tmp_path, [1.0, 2.0, 3.0])
     folder = tmp_path / "checkpoints"
-    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert epoch_of(folder / "best.ckpt") == 0 and epoch_of(folder / "last.ckpt") == 2
     assert cli.best.best_model_path == str(folder / "best.ckpt")
 

@@ -151,5 +151,5 @@ def test_the_run_record_names_the_run(lab: Lab, trained: subprocess.CompletedPro
     run = lab.only_run("trained")
     folder = lab.folder / "state" / "digits" / run.info.run_name
     assert json.loads((folder / "run.json").read_text())["run_id"] == run.info.run_id
-    assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert os.path.getsize(folder / "spool.jsonl") == int((folder / "spool.offset").read_text())

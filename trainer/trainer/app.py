@@ -6,6 +6,7 @@ Any LightningModule and LightningDataModule by `class_path`, every Trainer optio
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer import checkpoints, ckpt_path, class_paths, workspace
+from trainer import checkpoint_files, checkpoints, ckpt_path, class_paths, resume, workspace
+from trainer.checkpoint_io import WholeCheckpointIO
 from trainer.checkpoints import BestCheckpoint, LastCheckpoint
 from trainer.config_error import cause, one_line, wrong_option
+from trainer.configured import ConfiguredSettings
 from trainer.errors import UserError
+from trainer.exact_resume import ExactResume
 from trainer.progress import progress
 from trainer.tracking import client
 from trainer.tracking.job import Job
@@ -38,7 +43,7 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, job: Job, arguments: list[str]) -> None:
-        self._job = job
+        self.job = job
         workspace.require_config_files(arguments)
         workspace.make_importable(arguments)
         class_paths.check(arguments)
@@ -88,11 +93,12 @@ class TrainingCLI(LightningCLI):
                 )
             given[name] = launched
         checkpoints.require_kept(given)
-        if self.config["ckpt_path"] is not None:
+        # a job that goes on by itself does not need it any more
+        if self.config["ckpt_path"] is not None and not checkpoint_files.any_in(self.job.checkpoints):
             ckpt_path.require_start(self.config["ckpt_path"], given["max_epochs"])
         if given["default_root_dir"] is None:
             # Not where best.ckpt and last.ckpt are: a user's ModelCheckpoint writes here, under any name.
-            given["default_root_dir"] = str(self._job.folder / "lightning")
+            given["default_root_dir"] = str(self.job.folder / "lightning")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         monitor = self.config_init["monitor"]
@@ -100,10 +106,17 @@ class TrainingCLI(LightningCLI):
             monitor = None
         every_epoch = self.config_init["trainer"]["val_check_interval"] in (None, 1.0)
         # The best one first: the last one holds its state.
-        self.best = BestCheckpoint(self._job.checkpoints, monitor, self.config_init["mode"], every_epoch)
-        self.last = LastCheckpoint(self._job.checkpoints)
-        self.trainer_defaults["callbacks"] = [self.best, self.last, *progress(self.config_init["trainer"])]
-        return super().instantiate_trainer(**kwargs)
+        self.best = BestCheckpoint(self.job.checkpoints, monitor, self.config_init["mode"], every_epoch)
+        self.last = LastCheckpoint(self.job.checkpoints)
+        self.exact_resume = ExactResume()
+        # Behind the configured ones: what those make of the optimizers is what ConfiguredSettings compares.
+        resuming = [self.exact_resume, ConfiguredSettings()]
+        self.trainer_defaults["callbacks"] = [self.best, self.last, *resuming, *progress(self.config_init["trainer"])]
+        trainer = super().instantiate_trainer(**kwargs)
+        self.checkpoint_io = WholeCheckpointIO(self.job.checkpoints)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else it is the user's own, or the strategy's
+            trainer.strategy.checkpoint_io = self.checkpoint_io
+        return trainer
 
     def resolved_config(self) -> dict[str, Any]:
         """The configuration as plain values, defaults included, without the names of the files it came from."""
@@ -181,20 +194,30 @@ def _can_test(cli: TrainingCLI) -> bool:
 
 
 def train(cli: TrainingCLI) -> None:
-    """Fit, from `--ckpt_path` where it is given.
+    """Fit: on from where this job was cut off, else from `--ckpt_path` where it is given.
 
     Raises:
         UserError: The checkpoint is of another model, or a metric that decides is not logged.
     """
-    start = cli.config_init["ckpt_path"]
+    trainer, start = cli.trainer, cli.config_init["ckpt_path"]
+    resumed = None if trainer.fast_dev_run else resume.find(trainer, cli.job.checkpoints)
+    if resumed:
+        resume.require_epochs(resumed, trainer.max_epochs)
+        start = str(resumed.path)
+        cli.best.adopt(resumed.best)
+        cli.exact_resume.resumed = True
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        if trainer.is_global_zero:
+            print(f"going on {f'after epoch {resumed.epoch}' if resumed.epoch >= 0 else 'within epoch 0'}", flush=True)
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start, weights_only=False if start else None)
-    except (RuntimeError, ValueError) as error:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start, weights_only=False if start else None)
+    except (RuntimeError, ValueError, KeyError) as error:
         if str(error).startswith("Early stopping conditioned on metric"):
             raise UserError(one_line(str(error))) from error
-        if start and (line := ckpt_path.does_not_fit(error, start, cli.model)):
-            raise UserError(line) from error
+        if start and (why := ckpt_path.does_not_fit(error, start, cli.model)):
+            raise UserError(f"{why}; --new starts a new run" if resumed else f"--ckpt_path: {why}") from error
         raise
+    cli.best.settle(trainer)  # Lightning says no `on_train_end` where all epochs were done already
 
 
 def _outcome(cli: TrainingCLI) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from trainer.checkpoint_files import TRAINING_STATE, whole_epochs
 from trainer.errors import UserError, listed
 
 
@@ -22,13 +23,12 @@ def require_start(file: str, max_epochs: int | None) -> None:
     if not Path(file).is_file():
         raise UserError(f"--ckpt_path: there is no file {file}")
     checkpoint = _load(file)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops"} <= set(checkpoint):
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= TRAINING_STATE:
         raise UserError(
             f"--ckpt_path: {file} is no checkpoint of a training (it lacks the state of the optimizer): "
             "give one that Lightning wrote, such as a job's last.ckpt"
         )
-    # what Lightning itself compares; `epoch` may be one that is half done
-    processed = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    processed = whole_epochs(checkpoint)
     if max_epochs is not None and 0 <= max_epochs <= processed:
         raise UserError(
             f"--ckpt_path: {file} is of epoch {processed - 1}, so trainer.max_epochs={max_epochs} leaves nothing to "
@@ -39,7 +39,7 @@ def require_start(file: str, max_epochs: int | None) -> None:
 def does_not_fit(error: Exception, file: str, model: LightningModule) -> str | None:
     """The line for an error that Lightning raises on restoring a checkpoint of another model; None for other errors."""
     if str(error).startswith("loaded state dict "):  # torch.optim
-        return f"--ckpt_path: {file} is of a job with another optimizer or other callbacks ({error})"
+        return f"{file} is of a job with another optimizer or other callbacks ({error})"
     if not str(error).startswith("Error(s) in loading state_dict "):
         return None
     theirs = {name: tuple(value.shape) for name, value in _load(file)["state_dict"].items()}
@@ -53,7 +53,7 @@ def does_not_fit(error: Exception, file: str, model: LightningModule) -> str | N
         "in other shapes": shapes,
     }
     said = [f"{what} {listed(sorted(names))}" for what, names in differences.items() if names]
-    return f"--ckpt_path: {file} is a checkpoint of another model than {type(model).__name__}: {'; '.join(said)}"
+    return f"{file} is a checkpoint of another model than {type(model).__name__}: {'; '.join(said)}"
 
 
 def _load(file: str) -> Any:

@@ -1,5 +1,6 @@
 """Autologging of a Trainer: every metric once, at the epoch that it belongs to, and early stopping with it."""
 
+import contextlib
 from types import ModuleType
 from typing import Any
 
@@ -8,11 +9,13 @@ from trainer.tracking.loggers import mlflow_loggers
 
 
 class AutologgingAtTheRightTime:
-    """Mends four habits of MLflow's autologging, each of which makes a run say something else than what happened.
+    """Mends five habits of MLflow's autologging, each of which makes a run say something else than what happened.
 
     - A Trainer with an MLFlowLogger would log every metric twice, on two x-axes: autologging then stays out.
     - Callbacks' `on_train_epoch_end` runs before the module's own, so what a module logs there would be recorded one
       epoch late, and the last of it never: MLflow's callback is called after the module.
+    - It is called after the checkpoints, and keeps metrics in memory for a while: a job that is killed in between goes
+      on after that epoch, whose metrics are nowhere. Here they are on disk before any checkpoint of the epoch is.
     - In an epoch without a validation it records the last one's metrics once more: they are left out.
     - EarlyStopping is recorded only where it comes from `pytorch_lightning`: here it is recorded from either.
     """
@@ -27,12 +30,16 @@ class AutologgingAtTheRightTime:
         self._validated = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        for index, callback in enumerate(trainer.callbacks):
+        for callback in trainer.callbacks:
             if client.is_autologging(callback):
+                others = [other for other in trainer.callbacks if other is not callback]
                 if mlflow_loggers(trainer.loggers):
-                    del trainer.callbacks[index]
+                    trainer.callbacks = others
                 elif stage == "fit":
-                    trainer.callbacks[index] = self._postponed = self._after_the_module(callback)
+                    self._postponed = self._after_the_module(callback)
+                    checkpoints = [at for at, one in enumerate(others) if isinstance(one, self.callbacks.Checkpoint)]
+                    first = min(checkpoints, default=len(others))
+                    trainer.callbacks = [*others[:first], self._postponed, *others[first:]]
                 return
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -46,7 +53,8 @@ class AutologgingAtTheRightTime:
             settings = {name: getattr(stopping, name) for name in ("monitor", "mode", "patience", "min_delta")}
             client.log_hyperparameters(f"early_stopping.{number}" if number else "early_stopping", settings)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        # not on_train_end: a job that had stopped already when it was cut off trains nothing when it goes on
         stoppings = trainer.early_stopping_callbacks
         stopped = [one for one in stoppings if one.stopping_reason.name != "NOT_STOPPED"]
         if stopped and trainer.is_global_zero:
@@ -75,6 +83,11 @@ class AutologgingAtTheRightTime:
             callback.on_train_epoch_end(trainer, pl_module)
             callback._step_metrics -= stale
             self._validated = False
+            if trainer.is_global_zero:
+                with contextlib.suppress(
+                    OSError
+                ):  # a full disk: MLflow's logger keeps them, and they are written later
+                    callback.metrics_logger.flush()
 
         postponed = type("Postponed", (self.callbacks.Checkpoint,), {"callback": callback})()
         for hook in ("on_train_start", "on_train_batch_end", "on_train_end"):

@@ -1,0 +1,117 @@
+"""Checkpoints that are on disk whole or not at all, whatever ends the process or the machine."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from trainer.checkpoint_files import LAST, PREVIOUS
+from trainer.terminal import say
+from trainer.tracking.job import sync_folder
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames; of last.ckpt the one before is kept as previous.ckpt.
+
+    Lightning's own writes to /tmp and moves: a copy where that is another file system, and never synced, so that a
+    `kill -9` or a power loss leaves a torn file (fsspec's transactions; lightning/fabric/utilities/cloud_io.py, 2.6.6).
+
+    Where the disk is full (or fails) a line says so, the standing file stays, and the training goes on: Lightning calls
+    this on rank 0 alone, and an exception there would leave the others waiting. `failed` says which are out of date.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: The job's `checkpoints`: where a previous last.ckpt is kept and `on_written` is called.
+        """
+        super().__init__()
+        self._folder = Path(os.path.realpath(folder))
+        self.failed: set[Path] = set()
+        """Targets whose newest content could not be written: what stands there, if anything, is older."""
+        self.on_written: Callable[[Path], None] = lambda path: None
+        """Called with each file of the job's folder that has just been written."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path) or storage_options is not None:  # a user's own ModelCheckpoint, to S3 say
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)  # not to the file: on a full disk torch raises RuntimeErrors of many kinds
+        try:
+            write_whole(target, buffer.getbuffer(), self._previous(target))
+        except OSError as error:
+            if not self.failed:
+                say(
+                    f"cannot write {target} ({error.strerror or error}); the training goes on, and the checkpoints of "
+                    "before stay"
+                )
+            self.failed.add(target)
+            return
+        if self.failed:
+            self.failed.discard(target)
+            if not self.failed:
+                say("checkpoints are written again")
+        if target.parent == self._folder:
+            self.on_written(target)
+
+    def _previous(self, target: Path) -> Path | None:
+        return target.with_name(PREVIOUS) if target == self._folder / LAST else None
+
+
+def write_whole(target: Path, content: memoryview, previous: Path | None = None) -> None:
+    """Put a file in place so that at every moment the old or the new one stands there, whole, through a power loss too.
+
+    The old file is never written to: others may hold hard links to it.
+
+    Args:
+        target: The file.
+        content: All of it.
+        previous: Gets the old file, where there is one.
+
+    Raises:
+        OSError: It cannot be written; nothing of it remains, and the old file stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)  # of a writer that was killed
+        with open(partial, "xb", buffering=0) as file:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        if previous is not None and target.exists():
+            link_or_copy(target, previous)
+        os.replace(partial, target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def link_or_copy(file: Path, name: Path) -> None:
+    """Give a file a second name, in place of whatever has it; on a file system without hard links, a copy.
+
+    Raises:
+        OSError: It cannot be written; what has the name keeps it.
+    """
+    partial = name.with_name(f"{name.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(file, partial)
+        except OSError:
+            with open(file, "rb") as source, open(partial, "xb") as copy:
+                while chunk := source.read(2**24):
+                    copy.write(chunk)
+                copy.flush()
+                os.fsync(copy.fileno())
+        os.replace(partial, name)
+    finally:
+        # rename() does nothing where both are names of one file already, and so leaves the first
+        partial.unlink(missing_ok=True)
