@@ -17,7 +17,7 @@ SERVER := server
 export MLFLOW_TRACKING_URI := http://127.0.0.1:$(PORT)
 endif
 
-.PHONY: help train server down test test-fast lint bench credentials lock
+.PHONY: help train server down test test-fast lint bench credentials backup restore upgrade lock
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -47,6 +47,15 @@ bench: $(VENV)/test ## print the figures that the README quotes (needs Docker)
 
 credentials: ## print the login of the MinIO console
 	@docker compose exec -T minio sh -c 'echo "user      $$(cat /run/secrets/access_key)"; echo "password  $$(cat /run/secrets/secret_key)"'
+
+backup: ## write the lab's runs and artifacts into a dated folder in BACKUPS=backups; jobs may go on (needs Docker)
+	@docker/backup
+
+restore: ## bring up the lab of the backup FROM=FOLDER, on empty volumes (needs Docker)
+	@docker/restore "$$FROM"
+
+upgrade: ## back up, then move the images and the schema on to those of this checkout (needs Docker)
+	@docker/upgrade
 
 lock: ## write the hash-pinned locks anew (needs uv)
 	@.ci/lock
