@@ -155,6 +155,7 @@ def fit(arguments: list[str], job: Job) -> None:
         text = yaml.safe_dump(_repeatable(config), sort_keys=False)
         del config["trainer"]["default_root_dir"]  # differs in every job, and would in every comparison of two
         client.log_config(config, text)
+        cli.checkpoint_io.on_written = client.log_checkpoint
         try:
             _fit_and_test(cli)
         except MisconfigurationException as error:

@@ -83,6 +83,8 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.strategy.broadcast(trainer.is_global_zero and _named_too(best.with_name(LAST), best)):
             self.best_model_path = str(best)
             if trainer.is_global_zero:
+                if isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO):
+                    trainer.strategy.checkpoint_io.on_written(best)
                 why = f"{self.monitor} was never measured" if self.monitor else "no other could be written"
                 print(f"{why}, so the last epoch counts as the best", flush=True)
 

@@ -1,6 +1,7 @@
 """What a Lightning checkpoint leaves out, so that a job that was cut off goes on as if it had not been."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ KEY = "trainer.exact_resume"
 
 
 class ExactResume(Callback):
-    """Keeps three things in every checkpoint, and puts them back where a job goes on by itself.
+    """Keeps three things in every checkpoint and puts them back, and a fourth right, where a job goes on by itself.
 
     - The random states of all ranks (Python, NumPy, PyTorch, CUDA), on which dropout and shuffling depend: metrics and
       weights are then bit for bit those of an uninterrupted job, on as many processes as before.
     - That the training was to stop: Lightning restores EarlyStopping, but trains one more epoch (`Trainer.fit` sets
       `should_stop` to False, 2.6.6).
     - What a ReduceLROnPlateau was about to be told: Lightning steps it after the checkpoint of the epoch.
+    - Samplers are told their epoch before dataloader workers read from them; Lightning tells them after, so that the
+      first epoch has the order of epoch 0 (Lightning #21938).
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,8 @@ class ExactResume(Callback):
         if self._kept is None:
             return
         trainer.should_stop = self._kept["should_stop"]
+        strategy = trainer.strategy
+        strategy.process_dataloader = _announcing(strategy.process_dataloader, trainer)  # type: ignore[method-assign]
         states = self._kept["random_states"]
         if len(states) == trainer.world_size:
             _set_random_state(trainer, states[trainer.global_rank])
@@ -66,6 +71,24 @@ class ExactResume(Callback):
             if value is not None:
                 pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, value)
         self._kept = None
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        vars(trainer.strategy).pop("process_dataloader", None)
+
+
+def _announcing(process_dataloader: Callable[[Any], Any], trainer: Trainer) -> Callable[[Any], Any]:
+    """`Strategy.process_dataloader`, which Lightning calls for each loader before it is read, with `set_epoch`."""
+
+    def process(loader: Any) -> Any:
+        loader = process_dataloader(loader)
+        for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+            for one in (sampler, getattr(sampler, "sampler", None)):
+                if trainer.training and callable(set_epoch := getattr(one, "set_epoch", None)):
+                    set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+        return loader
+
+    return process
 
 
 def _random_state(trainer: Trainer) -> dict[str, Any]:
