@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,28 +68,35 @@ class Data(LightningDataModule):
 
 
 class Dies(Callback):
-    """Kills its process, once in each of some epochs, where a checkpoint is being made.
+    """Kills rank 0, once at each of some moments.
 
     Args:
-        epochs: In which; the checkpoints of earlier ones are whole.
+        moments: `before 3`: in epoch 3, when last.ckpt is written but not yet in place; `after 3`: when it is; `test`:
+            when the training is over.
         marks: A folder where it notes that it has done so.
-        at: The how manieth checkpoint of the epoch: 1 is best.ckpt where the epoch is the best, 2 then last.ckpt.
-        rank: Which one dies.
     """
 
-    def __init__(self, epochs: Iterable[int], marks: str, at: int = 2, rank: int = 0) -> None:
-        self.epochs = list(epochs)
+    def __init__(self, moments: list[str], marks: str) -> None:
+        self.moments = moments
         self.marks = Path(marks)
-        self.at = at
-        self.rank = rank
-        self._made: list[int] = []
+        self._replace = os.replace
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        epoch = trainer.current_epoch
-        self._made.append(epoch)
-        mark = self.marks / f"died-{epoch}"
-        if trainer.global_rank != self.rank or epoch not in self.epochs or mark.exists():
-            return
-        if self._made.count(epoch) == self.at:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def replace(source: Any, target: Any) -> None:
+            is_last = Path(target).name == "last.ckpt"
+            if is_last:
+                self._die(trainer, f"before {trainer.current_epoch}")
+            self._replace(source, target)
+            if is_last:
+                self._die(trainer, f"after {trainer.current_epoch}")
+
+        os.replace = replace  # type: ignore[assignment]
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._die(trainer, "test")
+
+    def _die(self, trainer: Trainer, moment: str) -> None:
+        mark = self.marks / moment.replace(" ", "-")
+        if trainer.is_global_zero and moment in self.moments and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)

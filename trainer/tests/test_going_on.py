@@ -3,16 +3,16 @@
 What takes real processes and kills is in test_cut_off.py.
 """
 
-import contextlib
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from trainer import app
 from trainer.app import TrainingCLI
@@ -20,6 +20,8 @@ from trainer.checkpoint_files import NEWEST_FIRST, Newest, load_whole, newest
 from trainer.checkpoint_io import write_whole
 from trainer.errors import UserError
 from trainer.tracking.job import Job
+
+from . import full_disk_ranks
 
 STOPPING = (
     "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
@@ -314,52 +316,40 @@ def test_a_users_own_checkpoint_io_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 64 KiB."""
+    """A folder on a file system of 128 KiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_does_not_end_the_training(
-    small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_end_the_training(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards: a job that dies in epoch 90 of 100; a torn file; a best score that belongs to no file; endless lines."""
-    ballast = small_disk / "ballast"
-    folder = small_disk / "checkpoints"
-    whole: dict[int, set[str]] = {}
-
-    def on_train_epoch_start(trainer: Any, module: Any) -> None:
-        if trainer.current_epoch == 1:  # better than the first
-            fill(ballast)
-        if trainer.current_epoch == 3:
-            ballast.unlink()
-
-    def on_train_epoch_end(trainer: Any, module: Any) -> None:
-        whole[trainer.current_epoch] = {file.name for file in folder.glob("*") if load_whole(file) is not None}
-        assert len(whole[trainer.current_epoch]) == len(list(folder.glob("*"))), "nothing half written"
-
-    spy = Callback()
-    monkeypatch.setattr(spy, "on_train_epoch_start", on_train_epoch_start)
-    monkeypatch.setattr(spy, "on_train_epoch_end", on_train_epoch_end)
-    quiet = ("--trainer.enable_progress_bar=false", "--trainer.max_epochs=4")
-    cli = TrainingCLI(Job(small_disk), ["--model=scored.Scored", "--model.init_args.scores=[3,1,4,2]", *quiet])
-    cli.trainer.callbacks.append(spy)
-    app.train(cli)
+    best = full_disk_ranks.trained(small_disk)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trainer: ")]
     assert len(said) == 2 and "No space left on device" in said[0] and "written again" in said[1], said
+    check_full_disk(small_disk, best)
+
+
+@pytest.mark.fault
+def test_a_full_disk_hangs_no_rank(small_disk: Path, tmp_path: Path) -> None:
+    """Guards: an exception on rank 0, which alone writes, while the others wait for it; ranks that know other bests."""
+    script = Path(__file__).with_name("full_disk_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    alone = {name: value for name, value in os.environ.items() if not name.endswith("WORLD_SIZE")}
+    subprocess.run([*command, script, small_disk, tmp_path], check=True, timeout=120, env=alone)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    check_full_disk(small_disk, ranks[0])
+
+
+def check_full_disk(job: Path, best: dict[str, Any]) -> None:
+    folder = job / "checkpoints"
+    assert {file.name for file in folder.iterdir()} == set(NEWEST_FIRST), "nothing half written"
     assert load(folder / "last.ckpt")["epoch"] == 3 and load(folder / "previous.ckpt")["epoch"] == 0
-    assert load(Path(cli.best.best_model_path))["epoch"] == 3, "the second was better, but is not there"
-    assert float(cli.best.best_model_score or 0) == 2.0 == float(best_state(cli, folder / "last.ckpt"))
-
-
-def fill(file: Path) -> None:
-    with open(file, "wb", buffering=0) as ballast, contextlib.suppress(OSError):
-        while True:
-            ballast.write(bytes(4096))
-
-
-def best_state(cli: TrainingCLI, file: Path) -> Any:
-    return load(file)["callbacks"][cli.best.state_key]["best_model_score"]
+    assert best == {"path": str(folder / "best.ckpt"), "score": 2.0}, "the second was better, but is not there"
+    assert load(folder / "best.ckpt")["epoch"] == 3
+    (state,) = [state for key, state in load(folder / "last.ckpt")["callbacks"].items() if "BestCheckpoint" in key]
+    assert float(state["best_model_score"]) == 2.0
