@@ -209,6 +209,7 @@ def train(cli: TrainingCLI) -> None:
         cli.exact_resume.resumed = True
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         if trainer.is_global_zero:
+            cli.checkpoint_io.hand_over_what_stands()
             print(f"going on {f'after epoch {resumed.epoch}' if resumed.epoch >= 0 else 'within epoch 0'}", flush=True)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start, weights_only=False if start else None)

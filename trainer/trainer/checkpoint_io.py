@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from trainer.checkpoint_files import LAST, PREVIOUS
+from trainer.checkpoint_files import BEST, LAST, PREVIOUS
 from trainer.terminal import say
 from trainer.tracking.job import sync_folder
 
@@ -59,6 +59,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 say("checkpoints are written again")
         if target.parent == self._folder:
             self.on_written(target)
+
+    def hand_over_what_stands(self) -> None:
+        """Call `on_written` with what was written just before the job was cut off, and perhaps not handed over."""
+        for name in (BEST, LAST):
+            if (self._folder / name).is_file():
+                self.on_written(self._folder / name)
 
     def _previous(self, target: Path) -> Path | None:
         return target.with_name(PREVIOUS) if target == self._folder / LAST else None
