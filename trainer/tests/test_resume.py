@@ -9,6 +9,7 @@ from mlflow.entities import Metric, Param, RunTag
 from harness import DIGITS, Lab, until
 from trainer.tracking import spool
 from trainer.tracking.history import History
+from trainer.tracking.job import Job
 from trainer.tracking.store import record_of
 
 FIT = (*DIGITS, "--trainer.max_epochs", "5")
@@ -65,17 +66,18 @@ def test_must_refuses_to_start_afresh(lab: Lab) -> None:
 
 def test_what_is_in_the_spool_is_known(tmp_path: Path) -> None:
     """Guards: points that are dropped though they are new, or kept though they repeat one."""
-    file = tmp_path / "spool.jsonl"
+    job = Job(tmp_path)
+    file = job.spool
     twice = [Metric("several", value, 0, 0) for value in (1.0, 2.0)]
     spool.append(file, record_of("r", [Metric("loss", 1.0, 0, 3), *twice], [Param("lr", "1")], [RunTag("t", "a")]))
     with open(file, "ab") as torn:
         torn.write(b'{"run_id": "r", "metr')
-    history = History(file)
+    history = History(job)
     assert history.has("r", Metric("loss", 7.0, 9, 3)) and not history.has("r", Metric("loss", 1.0, 0, 4))
     assert not history.has("other", Metric("loss", 1.0, 0, 3)), "of another run"
     assert not history.has("r", Metric("several", 1.0, 0, 0)), "several points at one step are meant"
     assert history.next_step("r", "lo") == 4 and history.next_step("r", "none") == 0
     assert history.drift("r", "lr", "2") == "1 -> 2" and history.drift("r", "lr", "1") is None
     spool.append(file, record_of("r", [], [], [RunTag("drift.lr", "1 -> 2")]))
-    assert History(file).drift("r", "lr", "3") == "1 -> 2 -> 3" and History(file).drift("r", "lr", "2") is None
-    assert History(file).drift("r", "lr", "1") == "1 -> 2 -> 1", "back again is a change too"
+    assert History(job).drift("r", "lr", "3") == "1 -> 2 -> 3" and History(job).drift("r", "lr", "2") is None
+    assert History(job).drift("r", "lr", "1") == "1 -> 2 -> 1", "back again is a change too"

@@ -10,7 +10,7 @@ from trainer import workspace
 from trainer.errors import UserError
 from trainer.terminal import say
 
-JOB_OPTIONS = ("--accelerator", "--devices", "--experiment", "--name", "--max-restarts")
+JOB_OPTIONS = ("--accelerator", "--devices", "--experiment", "--name", "--max-restarts", "--offline")
 DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job is exactly one MLflow run, a true one."
 
 
@@ -59,13 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
 
     runs = commands.add_parser("runs", help="list this lab's jobs, the newest last")
-    runs.add_argument(
-        "--stale",
-        action="store_true",
-        help="close the runs of jobs that ended without a word (power loss, kill -9) or without a server",
-    )
     runs.add_argument("--all", action="store_true", help="also those that ended before they had a run, at a typo say")
+    runs.add_argument("--stale", action="store_true", help="the same as `trainer sync`")
     runs.set_defaults(run=_runs)
+
+    sync = commands.add_parser(
+        "sync",
+        help="deliver what jobs have left that ended without a word (power loss, kill -9) or without a server, and "
+        "close their runs",
+    )
+    sync.set_defaults(run=_sync)
 
     data = commands.add_parser("data", help="download and sort a dataset")
     datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
@@ -99,6 +102,11 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="the job's name (default: the file's)")
     parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="start although the MLflow server is away; the job delivers when it is back, or `trainer sync` does",
+    )
+    parser.add_argument(
         "--max-restarts",
         type=_count,
         default=os.environ.get("MAX_RESTARTS") or "0",
@@ -129,9 +137,15 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.name or (_name_of(files[-1]) if files else "fit")
     picked = devices.pick(arguments.accelerator, arguments.devices)
     resume = "never" if arguments.new else arguments.resume
-    words = ["fit", *rest]
     return launcher.launch(
-        name, words, picked, arguments.experiment, workspace.folder(rest), resume, arguments.max_restarts
+        name,
+        ["fit", *rest],
+        picked,
+        arguments.experiment,
+        workspace.folder(rest),
+        resume,
+        arguments.max_restarts,
+        arguments.offline,
     )
 
 
@@ -154,19 +168,30 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.name or script.stem
     # A script loads no checkpoint unless it does so itself, so each start is a run of its own.
     return launcher.launch(
-        name, words, picked, arguments.experiment, script.resolve().parent, "never", arguments.max_restarts
+        name,
+        words,
+        picked,
+        arguments.experiment,
+        script.resolve().parent,
+        "never",
+        arguments.max_restarts,
+        arguments.offline,
     )
 
 
 def _runs(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.stale:
-        from trainer.launch import stale
+        return _sync(arguments, rest)
+    from trainer.launch import jobs
 
-        stale.close_all(say)
-    else:
-        from trainer.launch import jobs
+    print(jobs.table(arguments.all))
+    return 0
 
-        print(jobs.table(arguments.all))
+
+def _sync(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from trainer.launch import stale
+
+    stale.close_all(say)
     return 0
 
 

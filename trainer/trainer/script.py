@@ -48,6 +48,7 @@ def run(arguments: list[str], job: Job) -> None:
         if os.environ["RANK"] == "0":
             client.close_run(job)  # also of a script that failed before it had one: launch sets the status
     _end_as_an_interpreter_does()
+    client.write_out()
 
 
 def _let_lightning_use_the_jobs_devices(job: Job) -> None:

@@ -56,7 +56,7 @@ def close_run(
     try:
         job.write_end_record(replace(end, delivered=True))
     except OSError as error:
-        say(f"{job.folder} cannot say that the run is closed: {error.strerror}; `trainer runs --stale` will")
+        say(f"{job.folder} cannot say that the run is closed: {error.strerror}; `trainer sync` will")
     outbox.clear(job)
     return True
 

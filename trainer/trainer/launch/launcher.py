@@ -40,6 +40,7 @@ def launch(
     code: Path | None = None,
     resume: Resume = "auto",
     max_restarts: int = 0,
+    offline: bool = False,
 ) -> int:
     """Run one training job and return its exit code.
 
@@ -50,6 +51,7 @@ def launch(
         experiment: MLflow experiment; by default the job's name.
         code: The folder of the user's own code, whose commit is recorded too.
         resume: Whether to go on with this job where it was cut off.
+        offline: Start also where the server does not answer; what the job writes is delivered when it does.
         max_restarts: How often the workers are started again when one of them has failed.
 
     Returns:
@@ -61,7 +63,8 @@ def launch(
     start = time.monotonic()
     installation.require_current()
     uri = server.tracking_uri()
-    server.wait_for(uri, say=say)
+    if not offline:
+        server.wait_for(uri, say=say)
     _check(name)
     experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
     cut_off = claim_cut_off(name, experiment, uri, resume, say)
@@ -94,8 +97,8 @@ def launch(
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
         say(
-            f"error: the server at {uri} did not take all of it; the rest is kept in {job.folder}, and "
-            "`trainer runs --stale` or this job's next start delivers it"
+            f"error: the server at {uri} did not take all of it; the rest is kept in {job.folder}, and `trainer sync` "
+            "or this job's next start delivers it"
         )
         return ending.exit_code or 1
     return ending.exit_code
@@ -124,9 +127,12 @@ def impatience(workers: Workers) -> Callable[[], bool]:
 
 def _watch(workers: Workers, run: "JobRun", job: Job) -> None:
     """Wait for the workers' end, and say what happens meanwhile."""
-    stopping = False
+    stopping = told = False
     while workers.running():
-        if run.found():
+        if run.found() and run.url is None:
+            say(f"run {job.run_name}: the server at {server.tracking_uri()} is away and gets all of it when it is back")
+        if run.url is not None and not told:
+            told = True
             say(f"run {job.run_name}: {run.url}")
         if workers.killed_by and not stopping:
             stopping = True
@@ -179,7 +185,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
         say(f"error: {ending.error}")
         if not ending.user_error:
             say(f"tracebacks and logs of the ranks: {job.failures} {job.logs}")
-    if run.url is None:
+    if job.run_record() is None:
         say(f"{run.status_name} before there was a run")
         return
     latest = run.latest_metrics()
@@ -189,4 +195,4 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     facts += [f"{key} {value:.4g}" for key, value in sorted(latest.items()) if key.startswith("test_")]
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
     say(", ".join(facts))
-    say(run.url)
+    say(run.url or f"the server at {server.tracking_uri()} has not made the run yet")

@@ -51,7 +51,7 @@ def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) ->
         return False
     if end is not None and end.exit_code == USER_ERROR and not any(job.checkpoints.glob("*.ckpt")):
         return False  # it had not begun
-    if _was_deleted(job, uri):
+    if not run.promised and _was_deleted(job, uri):
         say(f"the run of {job.run_name} was deleted on the server, so a new one starts")
         return False
     return True

@@ -39,22 +39,25 @@ class JobRun:
         self._say = say
         self._delivery = Delivery(job, uri, say, reopened=job.resumes > 0)
         self._system_metrics: SystemMetrics | None = None
-        self.url: str | None = None
-        """Where the user can open the run; None while nobody has opened one."""
         self.status_name = "RUNNING"
+
+    @property
+    def url(self) -> str | None:
+        """Where the user can open the run; None while the server has none."""
+        record = self._job.run_record()
+        return None if record is None or record.promised else server.run_url(record)
 
     def found(self) -> bool:
         """True once, at the first call after a worker has opened the run; recording starts with it.
 
         A job that fails before it has anything to record, at a typo say, thus leaves no run behind.
         """
-        if self.url is not None or (record := self._job.run_record()) is None:
+        if self._system_metrics is not None or (record := self._job.run_record()) is None:
             return False
         try:
             spool.append(self._job.spool, record_of(record.run_id, [], [], self._tags(record.run_id)))
         except OSError:  # a full disk; the next call tries again
             return False
-        self.url = server.run_url(record)
         self._delivery.start()
         self._system_metrics = SystemMetrics(self._job, self._gpus, self._say)
         self._system_metrics.start()
@@ -62,7 +65,7 @@ class JobRun:
 
     def _tags(self, run_id: str) -> list[RunTag]:
         """Provenance; where the job goes on, how it has changed since: the run's results rest on both."""
-        before = History(self._job.spool)
+        before = History(self._job)
         tags = {key: value for key, value in self._provenance.items() if (run_id, key) not in before.tags}
         for key in self._provenance.keys() - tags.keys() - {HOST}:
             if drift := before.drift(run_id, key, self._provenance[key]):
@@ -77,8 +80,6 @@ class JobRun:
         if self._system_metrics is not None:
             self._system_metrics.close()
         delivered = close_run(self._job, self._delivery, end, patience, self._say, give_up)
-        if self.url is None and (record := self._job.run_record()):  # made by the server for a worker that died asking
-            self.url = server.run_url(record)
         self.status_name = end.status + ("" if delivered else " (the server does not know all of it)")
         return delivered
 

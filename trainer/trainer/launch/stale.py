@@ -66,6 +66,7 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
         try:
             if job.run_record() is None and not _find(job, delivery, uri):
                 return True
+            delivery.open_run()
             run = job.run_record()
             assert run is not None, "found or recorded"
             there = delivery.run()

@@ -18,9 +18,9 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from trainer.launch.gpu_monitor import JobGPUMonitor
-from trainer.tracking import spool
 from trainer.tracking.history import History
 from trainer.tracking.job import Job
+from trainer.tracking.spool import SpoolWriter
 from trainer.tracking.store import SYSTEM_METRICS, record_of
 
 INTERVAL_SECONDS = 5.0
@@ -43,7 +43,7 @@ class SystemMetrics:
         record = job.run_record()
         assert record is not None, "sampling starts once the run exists"
         self._run_id = record.run_id
-        self._spool = job.spool
+        self._spool = SpoolWriter(job.spool, say)
         self._say = say
         self._said: set[str] = set()
         self._interval = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL_SECONDS
@@ -54,7 +54,7 @@ class SystemMetrics:
             "the disk": DiskMonitor(),
             "the network": NetworkMonitor(),
         }
-        before = History(job.spool)
+        before = History(job)
         self._step = before.next_step(self._run_id, self._prefix)
         self._ends = before.next_step(self._run_id, ENERGY)
         self._gpus: list[JobGPUMonitor] = []
@@ -107,10 +107,7 @@ class SystemMetrics:
         self._step += 1
 
     def _append(self, metrics: list[Metric]) -> None:
-        try:
-            spool.append(self._spool, record_of(self._run_id, metrics, [], []))
-        except OSError as error:
-            self._complain(f"a sample of the system metrics could not be kept: {error}")
+        self._spool.append(record_of(self._run_id, metrics, [], []))
 
     def _complain(self, line: str) -> None:
         if line not in self._said:

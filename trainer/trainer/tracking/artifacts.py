@@ -9,55 +9,67 @@ from typing import Any
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 
-from trainer.tracking import outbox
+from trainer.errors import UserError
+from trainer.tracking import outbox, promises, server
 from trainer.tracking.job import Job
+from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, SERVER_VARIABLE
+
+PROBE_SECONDS = 3.0
 
 
 def job_artifact_repository(
     artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
 ) -> ArtifactRepository:
-    """The repository behind `job:<real URI>` (the entry point that MLflow calls).
+    """The repository behind `job:<real URI>` (the entry point that MLflow calls)."""
+    from mlflow.tracking import get_tracking_uri  # MLflow loads this module while it is being imported itself
 
-    For the artifacts of the job's own run it is the job's outbox. For all else, the files of logged models above all,
-    it is the real one, reached through the real server: these are still sent at once.
-    """
-    # MLflow's registry loads this module while it is being imported itself.
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.tracking import get_tracking_uri
-
-    uri = artifact_uri.removeprefix(JOB_ARTIFACTS)
     server_uri = os.environ.get(SERVER_VARIABLE) or (tracking_uri or get_tracking_uri()).removeprefix(JOB_SCHEME)
-    real = get_artifact_repository(uri, tracking_uri=server_uri, registry_uri=registry_uri)
-    job = Job.of_this_process()
-    run = job.run_record()
-    if run is None or not f"{uri}/".startswith(f"{run.artifact_uri}/"):
-        return real
-    return JobArtifactRepository(artifact_uri, job, run.run_id, uri[len(run.artifact_uri) :].strip("/"), real)
+    return JobArtifactRepository(artifact_uri, Job.of_this_process(), server_uri)
 
 
 class JobArtifactRepository(ArtifactRepository):
     """Global rank 0: files go to the job's outbox, and launch delivers them; what still waits there can be read.
 
     Args:
-        artifact_uri: `job:<real URI>`.
+        artifact_uri: `job:<URI>`, of the run's artifacts, of a folder of them, or of a logged model's.
         job: Whose outbox.
-        run_id: The job's run.
-        root: Where in the run's artifacts this repository starts; "" is the whole.
-        real: The repository that the server has.
+        server_uri: http(s) URL of the MLflow server.
     """
 
-    def __init__(self, artifact_uri: str, job: Job, run_id: str, root: str, real: ArtifactRepository) -> None:
+    def __init__(self, artifact_uri: str, job: Job, server_uri: str) -> None:
         super().__init__(artifact_uri)
         self._job = job
-        self._run_id = run_id
-        self._root = root
-        self._real = real
+        self._server_uri = server_uri
+        self._promises = Promises(job)
+        self._uri = artifact_uri.removeprefix(JOB_ARTIFACTS)
+
+    def _place(self) -> tuple[str, str]:
+        """Whose artifacts these are, "" for the run's or else the URI of a logged model's; and the folder in them."""
+        run = self._job.run_record()
+        uri = self._promises.in_text(self._uri)
+        if run is not None and f"{uri}/".startswith(f"{run.artifact_uri}/"):
+            return "", uri[len(run.artifact_uri) :].strip("/")
+        return self._uri, ""
+
+    def _real(self) -> ArtifactRepository | None:
+        """The repository that the server has; None while it is away."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        uri = self._promises.in_text(self._uri)
+        try:
+            if uri.startswith(promises.URI) or not server.answers(self._server_uri, PROBE_SECONDS):
+                return None
+        except UserError:  # something answers, and says what is wrong
+            pass
+        return get_artifact_repository(uri, tracking_uri=self._server_uri)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         verify_artifact_path(artifact_path)
-        path = posixpath.join(self._root, artifact_path or "", Path(local_file).name)
-        outbox.put(self._job, self._run_id, Path(local_file), path)
+        to, root = self._place()
+        run = self._job.run_record()
+        path = posixpath.join(root, artifact_path or "", Path(local_file).name)
+        outbox.put(self._job, run.run_id if run else "", Path(local_file), path, to)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         for folder, _, names in os.walk(local_dir):
@@ -67,26 +79,33 @@ class JobArtifactRepository(ArtifactRepository):
                 self.log_artifact(os.path.join(folder, name), None if inside == "." else inside)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        to, root = self._place()
         # The outbox first: what is delivered between the two is then in both and not in neither.
-        waiting = outbox.children(self._job, posixpath.join(self._root, path or ""))
-        found = {info.path: info for info in self._real.list_artifacts(path)}
+        waiting = outbox.children(self._job, posixpath.join(root, path or ""), to)
+        real = self._real()
+        found = {info.path: info for info in (real.list_artifacts(path) if real else [])}
         for name, size in waiting.items():
-            relative = posixpath.relpath(name, self._root) if self._root else name
+            relative = posixpath.relpath(name, root) if root else name
             found[relative] = FileInfo(relative, size is None, size)
         return sorted(found.values(), key=lambda info: info.path)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> Any:
-        waiting = outbox.find(self._job, posixpath.join(self._root, remote_file_path))
+        to, root = self._place()
+        waiting = outbox.find(self._job, posixpath.join(root, remote_file_path), to)
         if waiting is not None:
             try:
                 shutil.copyfile(waiting, local_path)
                 return
             except FileNotFoundError:  # delivered in this moment
                 pass
-        self._real._download_file(remote_file_path, local_path)
+        real = self._real()
+        if real is None:
+            raise FileNotFoundError(f"{remote_file_path} is at {self._server_uri}, which does not answer")
+        real._download_file(remote_file_path, local_path)
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        self._real.delete_artifacts(artifact_path)
+        if real := self._real():
+            real.delete_artifacts(artifact_path)
 
 
 class NullArtifactRepository(ArtifactRepository):

@@ -24,8 +24,11 @@ from trainer.terminal import say
 from trainer.tracking import outbox
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
+from trainer.tracking.store import writer_of
 
 MODEL_NAME = "model"
+DISK_SECONDS = 60.0
+"""How long the end of a rank waits for room on a full disk."""
 MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
 """Environment variable in which torchrun tells its workers how often it starts them again."""
 
@@ -67,11 +70,21 @@ def run() -> Iterator[None]:
     mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
     with mlflow.start_run():
         yield
+    write_out()
 
 
 def flush() -> None:
     """Wait for what was logged in the background (`synchronous=False`, `mlflow.config.enable_async_logging`)."""
     mlflow.flush_async_logging()
+
+
+def write_out() -> None:
+    """Wait for what a full disk has kept from being written.
+
+    Raises:
+        OSError: It is still full after `DISK_SECONDS`.
+    """
+    writer_of(Job.of_this_process().spool).flush(DISK_SECONDS)
 
 
 def close_run(job: Job) -> None:

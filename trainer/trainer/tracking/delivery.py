@@ -5,30 +5,24 @@ the spool moves on only after the server has taken a batch, and a crash repeats 
 Files have a queue of their own (uploads.py).
 """
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LifecycleStage, LoggedModelStatus, Metric, Param, Run, RunStatus, RunTag, ViewType
+from mlflow.entities import LifecycleStage, LoggedModelStatus, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    BAD_REQUEST,
-    INVALID_PARAMETER_VALUE,
-    INVALID_STATE,
-    RESOURCE_ALREADY_EXISTS,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.time import get_current_time_millis
-from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
+from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
-from trainer.tracking import spool
+from trainer.tracking import batches, calls, promises, spool
+from trainer.tracking.answers import in_one_line, is_final, is_missing
 from trainer.tracking.job import Job, RunRecord
+from trainer.tracking.outage import TRACKING, Outage
+from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_TAG
 from trainer.tracking.spool import Record, SpoolReader
 from trainer.tracking.uploads import Uploads
@@ -39,17 +33,6 @@ UPLOADS_SECONDS = 10.0
 MODEL_TRIES = 3
 END_TAGS = {"failure", "killed_by"}
 """What a run's tags say about its end."""
-# Answers that no later try can change; anything else (no connection, 5xx, 429) is tried again.
-FINAL_ANSWERS = {
-    ErrorCode.Name(code)
-    for code in (
-        BAD_REQUEST,
-        INVALID_PARAMETER_VALUE,
-        INVALID_STATE,
-        RESOURCE_ALREADY_EXISTS,
-        RESOURCE_DOES_NOT_EXIST,
-    )
-}
 
 
 class Delivery:
@@ -71,7 +54,8 @@ class Delivery:
         self._store = RestStore(partial(get_default_host_creds, server_uri))
         self._reader = SpoolReader(job.spool)
         self._uploads = Uploads(job, server_uri, say)
-        self._away_since: float | None = None
+        self._promises = Promises(job)
+        self._outage = Outage(job, TRACKING)
         self._aside: list[tuple[bytes, str]] = []
         self._last_os_error = ""
         self._run_is_gone = False
@@ -99,9 +83,29 @@ class Delivery:
         try:
             return self._store.get_run(record.run_id)
         except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            if is_missing(error):
                 return None
             raise
+
+    def open_run(self) -> None:
+        """Have the server make the run that it was away for, unless it has.
+
+        Raises:
+            MlflowException: The server is away, or refuses it.
+        """
+        promised = self._job.run_record()
+        if promised is None or not promised.promised:
+            return
+        experiment_id = self._experiment(promised.experiment)
+        run = self._find(experiment_id) or self._store.create_run(
+            experiment_id, promised.user_id, promised.start_time, [RunTag(JOB_TAG, self._job.run_name)], promised.name
+        )
+        self._promises.keep({promised.run_id: run.info.run_id, promised.artifact_uri: run.info.artifact_uri})
+        self._job.write_run_record(RunRecord.of(run.info, promised.experiment, self._server_uri))
+
+    def _experiment(self, name: str) -> str:
+        found = self._store.get_experiment_by_name(name)
+        return found.experiment_id if found else self._store.create_experiment(name)
 
     def find_run(self, experiment_id: str) -> bool:
         """Find the run that the server made for a job whose asker died before the answer, and record it.
@@ -109,13 +113,17 @@ class Delivery:
         Raises:
             MlflowException: The server is away.
         """
-        found = self._store.search_runs(
-            [experiment_id], f"tags.{JOB_TAG} = '{self._job.run_name}'", ViewType.ACTIVE_ONLY, max_results=1
-        )
-        for run in found:
+        run = self._find(experiment_id)
+        if run is not None:
             experiment = self._store.get_experiment(run.info.experiment_id).name
             self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
-        return bool(found)
+        return run is not None
+
+    def _find(self, experiment_id: str) -> Run | None:
+        """The job's run, by its tag."""
+        filter_string = f"tags.{JOB_TAG} = '{self._job.run_name}'"
+        found = self._store.search_runs([experiment_id], filter_string, ViewType.ACTIVE_ONLY, max_results=1)
+        return next(iter(found), None)
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
@@ -166,8 +174,8 @@ class Delivery:
             delivered = self._try(self._deliver_pending)
             uploaded = self._uploads.done(within=INTERVAL_SECONDS)
             if delivered and not told and (uploaded or time.monotonic() - began > UPLOADS_SECONDS):
-                told = self._finish_models() and self._set_status(status, end_time)
-            if delivered and uploaded and told:
+                told = self._set_status(status, end_time)
+            if delivered and uploaded and told and self._finish_models():
                 self._closed = True
                 return
             self._abandoned.wait(INTERVAL_SECONDS)
@@ -183,12 +191,16 @@ class Delivery:
 
     def _deliver_pending(self) -> bool:
         """Deliver every complete record of values; False if the server did not take them all."""
+        try:
+            self.open_run()
+        except MlflowException as error:
+            return self._away(error)
         if self._to_reopen and not self._reopen():
             return False
         while lines := self._reader.read(most=MAX_ENTITIES_PER_BATCH):
             self._aside = [(line.raw, "unreadable") for line in lines if line.record is None and line.raw.strip()]
-            records = [line.record for line in lines if line.record is not None and "artifact" not in line.record]
-            for batch in _batches(records):
+            records = [line.record for line in lines if line.record is not None and not spool.is_of_files(line.record)]
+            for batch in batches.in_batches(records):
                 if not self._deliver(batch):
                     return False
             # Only now, with the place that moves on: a later try would set the same records aside once more.
@@ -207,45 +219,65 @@ class Delivery:
                 for key in END_TAGS & run.data.tags.keys():
                     self._store.delete_tag(record.run_id, key)
         except MlflowException as error:
-            if error.error_code not in FINAL_ANSWERS:
-                return self._away(str(error.message))
+            if not is_final(error):
+                return self._away(error)
         self._to_reopen = False
         return True
 
     def _deliver(self, batch: list[Record]) -> bool:
         """Post one batch; False if the server is away."""
         try:
-            values = _values(_merged(batch))
+            post = self._post_of(batch)
         except Exception as error:  # whatever MLflow's entities say to what is no value of theirs
             return self._refused(batch, str(error))
         try:
-            self._store.log_batch(batch[0]["run_id"], *values)
+            post()
         except MlflowException as error:
-            if error.error_code not in FINAL_ANSWERS:
-                return self._away(str(error.message))
+            if not is_final(error):
+                return self._away(error)
             try:
                 self._note_whether_the_run_is_gone()
             except MlflowException as error:
-                return self._away(str(error.message))
+                return self._away(error)
             return self._refused(batch, str(error.message))
         except ValueError as error:  # no answer of an MLflow server's: a proxy's page, say
-            return self._away(str(error))
+            return self._away(error)
         self._run_is_gone = False
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})
         return True
 
+    def _post_of(self, batch: list[Record]) -> Callable[[], None]:
+        """What delivers a batch, under the names that the server has given."""
+        first = batch[0]
+        if "model" in first:
+            return partial(self._make_model, first)
+        if "call" in first:
+            return partial(calls.make, self._store, self._promises.in_record(first))
+        record = self._promises.in_record(batches.merged(batch))
+        return partial(self._store.log_batch, record["run_id"], *batches.values(record))
+
+    def _make_model(self, record: Record) -> None:
+        if self._promises.in_text(record["model"]) != record["model"]:  # made before a crash
+            return
+        run = self._job.run_record()
+        assert run is not None, "a model is of a run"
+        real = {key: self._promises.in_record({key: value})[key] for key, value in record.items()}
+        if record["experiment_id"].startswith(promises.EXPERIMENT):
+            real["experiment_id"] = run.experiment_id
+        self._promises.keep(calls.make_model(self._store, real))
+
     def _refused(self, batch: list[Record], reason: str) -> bool:
         """Set aside what is refused, and deliver the rest of the batch; False if the server is away."""
         if self._run_is_gone:  # all of it is, and that has been said
-            self._aside += [(_line(record), "") for record in batch]
+            self._aside += [(batches.as_line(record), "") for record in batch]
             return True
         if len(batch) > 1:  # find the one that is refused; the others must not suffer for it
             return all(self._deliver([record]) for record in batch)
-        if parts := _parts(batch[0]):
+        if parts := batches.parts(batch[0]):
             return all(self._deliver([part]) for part in parts)
-        self._aside.append((_line(batch[0]), reason))
+        self._aside.append((batches.as_line(batch[0]), reason))
         self._back()
         return True
 
@@ -282,7 +314,7 @@ class Delivery:
                     return True
         except MlflowException as error:
             self._model_tries += 1
-            return error.error_code in FINAL_ANSWERS or self._model_tries >= MODEL_TRIES
+            return is_final(error) or self._model_tries >= MODEL_TRIES
 
     def _set_status(self, status: int, end_time: int) -> bool:
         record = self._job.run_record()
@@ -291,8 +323,8 @@ class Delivery:
         try:
             self._store.update_run_info(record.run_id, status, end_time, None)
         except MlflowException as error:
-            if error.error_code not in FINAL_ANSWERS:
-                return self._away(str(error.message))
+            if not is_final(error):
+                return self._away(error)
             if not self._run_is_gone:
                 self._say(f"the server refused status {RunStatus.to_string(status)}: {error.message}")
         return True
@@ -304,78 +336,11 @@ class Delivery:
             if reason:
                 self._say(f"one record is set aside in {self._job.refused}: {' '.join(reason.split())[:200]}")
 
-    def _away(self, reason: str) -> bool:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            reason = reason.rsplit(":", 1)[-1].strip(" ')")
-            self._say(
-                f"the tracking server does not answer ({reason[:120]}); training goes on, its records wait on disk"
-            )
+    def _away(self, error: Exception) -> bool:
+        if self._outage.begin():
+            self._say(f"the tracking server {in_one_line(error)}; training goes on, its records wait on disk")
         return False
 
     def _back(self) -> None:
-        if self._away_since is not None:
-            self._say(f"the tracking server is back after {time.monotonic() - self._away_since:.0f} s")
-            self._away_since = None
-
-
-def _values(record: Record) -> tuple[list[Metric], list[Param], list[RunTag]]:
-    """A record's values as MLflow's entities, tried as what goes over the wire; raises whatever MLflow raises."""
-    values = (
-        [Metric(**metric) for metric in record["metrics"]],
-        [Param(**param) for param in record["params"]],
-        [RunTag(**tag) for tag in record["tags"]],
-    )
-    for kind in values:
-        for value in kind:
-            value.to_proto()
-    return values
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(record).encode() + b"\n"
-
-
-def _batches(records: list[Record]) -> list[list[Record]]:
-    """Group records in order, each group of one run and within what one `log_batch` may carry."""
-    batches: list[list[Record]] = []
-    metrics = others = 0
-    for record in records:
-        more_metrics, more_others = len(record.get("metrics", [])), _others(record)
-        if (
-            not batches
-            or batches[-1][0]["run_id"] != record["run_id"]
-            or metrics + more_metrics + others + more_others > MAX_ENTITIES_PER_BATCH
-            or others + more_others > MAX_PARAMS_TAGS_PER_BATCH
-        ):
-            batches.append([])
-            metrics = others = 0
-        batches[-1].append(record)
-        metrics, others = metrics + more_metrics, others + more_others
-    return batches
-
-
-def _others(record: Record) -> int:
-    return len(record.get("params", [])) + len(record.get("tags", []))
-
-
-def _parts(record: Record) -> list[Record]:
-    """One record for each value in it; none where it holds only one."""
-    parts = [
-        {"run_id": record["run_id"], kind: [value]}
-        for kind in ("metrics", "params", "tags")
-        for value in record.get(kind, [])
-    ]
-    return parts if len(parts) > 1 else []
-
-
-def _merged(batch: list[Record]) -> Record:
-    """The batch as one record; the server refuses the same param or tag twice in one request."""
-    params = {(param["key"], param["value"]): param for record in batch for param in record.get("params", [])}
-    tags = {tag["key"]: tag for record in batch for tag in record.get("tags", [])}
-    return {
-        "run_id": batch[0]["run_id"],
-        "metrics": [metric for record in batch for metric in record.get("metrics", [])],
-        "params": list(params.values()),
-        "tags": list(tags.values()),
-    }
+        if (seconds := self._outage.end()) is not None:
+            self._say(f"the tracking server is back after {seconds:.0f} s")

@@ -5,10 +5,11 @@ A job that goes on from its last checkpoint repeats what it had written since; a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.tracking import spool
+from trainer.tracking.job import Job
+from trainer.tracking.promises import Promises
 
 if TYPE_CHECKING:  # MLflow loads the job's store while it is being imported itself
     from mlflow.entities import Metric
@@ -21,13 +22,13 @@ Series = tuple[str, str, str | None]
 
 
 class History:
-    """A spool as it stood when this was made.
+    """A job's spool as it stood when this was made.
 
     Args:
-        file: The spool; it need not exist.
+        job: Whose; it need not have written anything.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, job: Job) -> None:
         self.params: dict[tuple[str, str], str] = {}
         """By run and name."""
         self.tags: dict[tuple[str, str], str] = {}
@@ -35,7 +36,9 @@ class History:
         self._steps: dict[Series, set[int]] = {}
         self._last: dict[tuple[str, str], float] = {}
         self._several: set[Series] = set()
-        for record in spool.records(file):
+        self._promises = Promises(job)
+        for line in spool.records(job.spool):
+            record = self._promises.in_record(line)
             run_id = record["run_id"]
             for metric in record.get("metrics", []):
                 series = (run_id, metric["key"], metric.get("model_id"))
@@ -51,17 +54,18 @@ class History:
 
     def has(self, run_id: str, metric: Metric) -> bool:
         """Whether this point would repeat one; not so of a metric that has several points at one step on purpose."""
-        series = (run_id, metric.key, metric.model_id)
+        series = (self._promises.in_text(run_id), metric.key, metric.model_id)
         return series not in self._several and metric.step in self._steps.get(series, ())
 
     def next_step(self, run_id: str, prefix: str) -> int:
         """The step after the last one of all metrics whose names begin with `prefix`; 0 where there are none."""
+        run_id = self._promises.in_text(run_id)
         last = [max(steps) for (run, key, _), steps in self._steps.items() if run == run_id and key.startswith(prefix)]
         return max(last, default=-1) + 1
 
     def last(self, run_id: str, key: str) -> float | None:
         """The value of a metric that was written last."""
-        return self._last.get((run_id, key))
+        return self._last.get((self._promises.in_text(run_id), key))
 
     def drift(self, run_id: str, key: str, value: str) -> str | None:
         """How a param or a tag has changed: "old -> new", or longer after several changes; None where it has not.
@@ -71,6 +75,7 @@ class History:
             key: Name of the param or the tag.
             value: What it is now.
         """
+        run_id = self._promises.in_text(run_id)
         before = self.params.get((run_id, key), self.tags.get((run_id, key)))
         if before is None:
             return None

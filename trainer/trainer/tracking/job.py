@@ -16,7 +16,7 @@ JOB_DIR_VARIABLE = "TRAINER_JOB_DIR"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The MLflow run that a job has; written once, when the run is created on the server."""
+    """The MLflow run that a job has; written when the run is created on the server, or promised."""
 
     run_id: str
     experiment_id: str
@@ -28,6 +28,8 @@ class RunRecord:
     user_id: str
     server: str = ""
     """URL of the MLflow server that it is on, as the job reached it."""
+    promised: bool = False
+    """Whether the server was away and still has to make the run: ids and URI are the job's own (promises.py)."""
 
     @classmethod
     def of(cls, info: Any, experiment: str, server: str = "") -> "RunRecord":
@@ -186,7 +188,7 @@ class Job:
 
     def write_run_record(self, record: RunRecord) -> None:
         """Record the job's run, whole or not at all."""
-        _write_whole(self._run_file, json.dumps(asdict(record), indent=2))
+        write_whole(self._run_file, json.dumps(asdict(record), indent=2))
 
     @property
     def _asking_file(self) -> Path:
@@ -194,7 +196,7 @@ class Job:
 
     def write_asking(self, experiment_id: str, server: str) -> None:
         """Record that the server is about to be asked for the job's run: whoever asks may die before the answer."""
-        _write_whole(self._asking_file, json.dumps([experiment_id, server]))
+        write_whole(self._asking_file, json.dumps([experiment_id, server]))
 
     def asking(self) -> tuple[str, str] | None:
         """The experiment's id and the server that a run was asked of, or None while nobody has asked."""
@@ -224,7 +226,7 @@ class Job:
 
     def write_end_record(self, record: EndRecord) -> None:
         """Record how the job ended, whole or not at all; only for the process that has the claim."""
-        _write_whole(self._end_file, json.dumps(asdict(record), indent=2))
+        write_whole(self._end_file, json.dumps(asdict(record), indent=2))
 
     @property
     def _claim_file(self) -> Path:
@@ -262,7 +264,7 @@ class Job:
         return False
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, through a power loss too."""
     partial = path.with_suffix(".partial")
     with open(partial, "w") as file:

@@ -1,8 +1,10 @@
 """The outbox: files that a job logged, as they were then, until the server has them.
 
-`outbox/<copy>/<path in the run>`, each named by a record in the spool. Nothing here waits for the server.
+`outbox/<copy>/<path>`, each named by a record in the spool: the path is one among the run's artifacts, or among those
+of a logged model. Nothing here waits for the server.
 """
 
+import hashlib
 import os
 import posixpath
 import secrets
@@ -14,21 +16,22 @@ from trainer.tracking import spool
 from trainer.tracking.job import Job, sync_folder
 
 
-def put(job: Job, run_id: str, file: Path, path: str, replaces: bool = False) -> None:
+def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bool = False) -> None:
     """Keep a copy of a file for the server, on disk when this returns.
 
     Args:
         job: Whose outbox.
         run_id: The job's run.
         file: What to copy.
-        path: Where it goes among the run's artifacts.
+        path: Where it goes among the artifacts.
+        to: URI of a logged model's artifacts; by default those of the run.
         replaces: Whether those of the same path that still wait need not be sent any more. Such a file is linked where
             it can be, so it must never be written into.
 
     Raises:
         OSError: The file cannot be read, or the copy not be written; nothing of it remains.
     """
-    name = f"{time.time_ns()}-{secrets.token_hex(4)}"  # sorts by time
+    name = f"{time.time_ns()}-{secrets.token_hex(4)}{_mark(to)}"  # sorts by time
     folder = job.outbox / name
     copy = folder / path
     try:
@@ -45,7 +48,7 @@ def put(job: Job, run_id: str, file: Path, path: str, replaces: bool = False) ->
         shutil.rmtree(folder, ignore_errors=True)
         raise
     try:
-        spool.append(job.spool, {"run_id": run_id, "artifact": path, "copy": name, "replaces": replaces})
+        spool.append(job.spool, {"run_id": run_id, "artifact": path, "copy": name, "to": to, "replaces": replaces})
     except OSError:  # at anything else, a signal say, the record may be written and the copy must stay
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -59,15 +62,20 @@ def _linked(file: Path, copy: Path) -> bool:
     return True
 
 
-def find(job: Job, path: str) -> Path | None:
+def _mark(to: str) -> str:
+    """The end of a copy's name that tells the artifacts of one logged model from the run's."""
+    return f"@{hashlib.sha256(to.encode()).hexdigest()[:16]}" if to else ""
+
+
+def find(job: Job, path: str, to: str = "") -> Path | None:
     """The newest copy of an artifact that still waits, or None."""
-    return next((copy / path for copy in _newest_first(job) if (copy / path).is_file()), None)
+    return next((copy / path for copy in _newest_first(job, to) if (copy / path).is_file()), None)
 
 
-def children(job: Job, folder: str) -> dict[str, int | None]:
+def children(job: Job, folder: str, to: str = "") -> dict[str, int | None]:
     """The artifacts that wait directly under a folder: path to size, or to None for a folder."""
     found: dict[str, int | None] = {}
-    for copy in _newest_first(job):
+    for copy in _newest_first(job, to):
         try:
             for child in (copy / folder).iterdir():
                 found.setdefault(posixpath.join(folder, child.name), None if child.is_dir() else child.stat().st_size)
@@ -81,5 +89,6 @@ def clear(job: Job) -> None:
     shutil.rmtree(job.outbox, ignore_errors=True)
 
 
-def _newest_first(job: Job) -> list[Path]:
-    return sorted(job.outbox.iterdir(), reverse=True) if job.outbox.is_dir() else []
+def _newest_first(job: Job, to: str) -> list[Path]:
+    copies = job.outbox.iterdir() if job.outbox.is_dir() else []
+    return sorted((copy for copy in copies if copy.name.partition("@")[2] == _mark(to)[1:]), reverse=True)

@@ -7,13 +7,28 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = dict[str, Any]
-"""Either `{"run_id": …, "metrics": […], "params": […], "tags": […]}`, the arguments of one `log_batch` as plain values,
-or `{"run_id": …, "artifact": path in the run, "copy": folder in the outbox}`, a file (outbox.py)."""
+"""One of these, each with the "run_id" that it belongs to:
+
+- values, the arguments of one `log_batch`: "metrics", "params" and "tags", lists of plain values;
+- a file: "artifact", its path, and "copy", its folder in the outbox (outbox.py);
+- another call to the server: "call" (calls.py), or "model", a logged model to be made;
+- the end of a logged model, once its files are sent: "finalize", its id, and "status" (uploads.py).
+"""
+
+
+def is_values(record: Record) -> bool:
+    return bool({"metrics", "params", "tags"} & record.keys())
+
+
+def is_of_files(record: Record) -> bool:
+    return bool({"artifact", "finalize"} & record.keys())
 
 
 class Line(NamedTuple):
@@ -45,6 +60,56 @@ def append(spool: Path, record: Record) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+class SpoolWriter:
+    """Appends records, and keeps them in memory, in order, while the disk takes none.
+
+    Args:
+        spool: The file.
+        say: Called with one line for the user when the disk takes none, and when it does again.
+    """
+
+    def __init__(self, spool: Path, say: Callable[[str], None]) -> None:
+        self._spool = spool
+        self._say = say
+        self._waiting: list[Record] = []
+        self._lock = threading.Lock()
+
+    def append(self, record: Record) -> None:
+        """Append one record, behind those that wait; on disk when this returns, or in memory where the disk is full."""
+        with self._lock:
+            self._waiting.append(record)
+            self._write()
+
+    def flush(self, patience: float) -> None:
+        """Write what waits, trying again for `patience` seconds.
+
+        Raises:
+            OSError: The disk still takes none, and what waits will be lost with this process.
+        """
+        deadline = time.monotonic() + patience
+        while self._waiting:
+            with self._lock:
+                error = self._write()
+            if error is not None and time.monotonic() > deadline:
+                raise OSError(error.errno, f"{len(self._waiting)} records could not be written: {error.strerror}")
+            if error is not None:
+                time.sleep(0.5)
+
+    def _write(self) -> OSError | None:
+        was_full = len(self._waiting) > 1
+        while self._waiting:
+            try:
+                append(self._spool, self._waiting[0])
+            except OSError as error:
+                if not was_full and len(self._waiting) == 1:
+                    self._say(f"{self._spool} cannot be written ({error.strerror}); what is logged waits in memory")
+                return error
+            del self._waiting[0]
+        if was_full:
+            self._say(f"{self._spool} can be written again")
+        return None
 
 
 def set_aside(refused: Path, lines: list[bytes]) -> None:

@@ -1,20 +1,24 @@
 """The job's own tracking store: what `MLFLOW_TRACKING_URI=job+http://…` means inside a worker.
 
 On global rank 0, writes go to the job's spool and return at once, asking for a run gives the job's one run, whoever
-asks, and a status is left to launch; reads go to the server. On every other rank the store is null.
+asks, and a status is left to launch; reads go to the server. Where the server is away the run, its experiment and its
+models get names of the job's own until it is back (promises.py). On every other rank the store is null.
 Both are registered through MLflow's plugin entry point `mlflow.tracking_store`; nothing in MLflow is patched.
 """
 
 import os
 import time
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import (
     Experiment,
     LifecycleStage,
     LoggedModel,
+    LoggedModelParameter,
     LoggedModelStatus,
+    LoggedModelTag,
     Metric,
     Param,
     Run,
@@ -29,17 +33,24 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
+from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric, _validate_param, _validate_tag
 
+from trainer.errors import UserError
 from trainer.terminal import say
-from trainer.tracking import spool
+from trainer.tracking import calls, promises, server, spool
+from trainer.tracking.answers import is_final
 from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
+from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, NULL_ARTIFACTS, jobs_server
+from trainer.tracking.spool import SpoolWriter
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
+PROBE_SECONDS = 3.0
+"""How long a worker waits for a sign of life of the server before it goes on without it."""
 READ_PATIENCE_SECONDS = 5.0
 """How long a read of the job's own run waits for what the job has written; after that it is as old as it is."""
 
@@ -71,6 +82,12 @@ def http_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
     return job_store(server_uri)
 
 
+@cache
+def writer_of(file: Path) -> SpoolWriter:
+    """This process's one writer of a spool."""
+    return SpoolWriter(file, say)
+
+
 class JobStore(RestStore):
     """Global rank 0: the one writer of the job's one run."""
 
@@ -78,7 +95,10 @@ class JobStore(RestStore):
         super().__init__(partial(get_default_host_creds, server_uri))
         self._job = job
         self._server_uri = server_uri
-        self._before = History(job.spool)
+        self._before = History(job)
+        self._spool = writer_of(job.spool)
+        self._promises = Promises(job)
+        self._models: dict[str, LoggedModel] = {}
         self._params = dict(self._before.params)
         self._wrote = False
         self._patient = True
@@ -96,36 +116,90 @@ class JobStore(RestStore):
                 # A seeded process draws the same random name every time, so the job brings its own. MLFlowLogger gives
                 # the name as a tag.
                 named = run_name or {tag.key: tag.value for tag in tags}.get(MLFLOW_RUN_NAME) or self._job.run_name
-                experiment = self.get_experiment(experiment_id).name
-                self._job.write_asking(experiment_id, self._server_uri)
-                tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
-                run = super().create_run(experiment_id, user_id, start_time, tags, named)
-                self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
-                return _through_job(run)
-        # A job that goes on does so without the server.
-        return Run(self._own_info(record), RunData())
+                record = self._made(experiment_id, user_id, start_time, tags, named)
+                if record is None:
+                    record = self._promised(experiment_id, user_id, start_time, named)
+                    self.log_batch(record.run_id, [], [], tags)
+        # As far as the job knows, without asking the server: a job that goes on may do so while it is away.
+        return Run(_own_info(record), RunData(tags=tags))
+
+    def _made(
+        self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], name: str
+    ) -> RunRecord | None:
+        """The run that the server has made; None where it is away."""
+        if experiment_id.startswith(promises.EXPERIMENT) or not self._answers():
+            return None
+        try:
+            experiment = super().get_experiment(experiment_id).name
+            self._job.write_asking(experiment_id, self._server_uri)
+            tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
+            run = super().create_run(experiment_id, user_id, start_time, tags, name)
+        except MlflowException as error:
+            if is_final(error):
+                raise
+            return None  # if the server has made it all the same, launch finds it by its tag
+        record = RunRecord.of(run.info, experiment, self._server_uri)
+        self._job.write_run_record(record)
+        return record
+
+    def _promised(self, experiment_id: str, user_id: str, start_time: int, name: str) -> RunRecord:
+        """A run that launch has the server make once it is back."""
+        try:
+            experiment = self.get_experiment(experiment_id).name
+        except MlflowException:  # it went away after it had given the id
+            experiment = os.environ["MLFLOW_EXPERIMENT_NAME"]
+        record = RunRecord(
+            run_id=promises.run_id(),
+            experiment_id=promises.EXPERIMENT + experiment,
+            experiment=experiment,
+            name=name,
+            artifact_uri=promises.uri(),
+            start_time=start_time,
+            user_id=user_id,
+            server=self._server_uri,
+            promised=True,
+        )
+        self._job.write_run_record(record)
+        return record
+
+    def _answers(self) -> bool:
+        """Whether the server is there: MLflow's own tries would keep the training waiting for minutes."""
+        try:
+            return server.answers(self._server_uri, PROBE_SECONDS)
+        except UserError:  # something is, and says what is wrong
+            return True
+
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        record = self._job.run_record()
+        if experiment_id.startswith(promises.EXPERIMENT):
+            return _experiment(experiment_id, experiment_id.removeprefix(promises.EXPERIMENT))
+        if record is not None and record.experiment_id == experiment_id and not self._answers():
+            return _experiment(experiment_id, record.experiment)
+        return super().get_experiment(experiment_id)
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment | None:
         record = self._job.run_record()
         if record is not None and record.experiment == experiment_name:
-            return Experiment(record.experiment_id, experiment_name, JOB_ARTIFACTS, LifecycleStage.ACTIVE)
+            return _experiment(record.experiment_id, experiment_name)
+        if not self._answers():
+            return _experiment(promises.EXPERIMENT + experiment_name, experiment_name)
         return super().get_experiment_by_name(experiment_name)
 
     def get_run(self, run_id: str) -> Run:
         self._wait_for_delivery()
+        record = self._job.run_record()
+        run_id = self._promises.in_text(run_id)
+        if record is not None and record.run_id == run_id and (record.promised or not self._answers()):
+            return Run(_own_info(record), RunData())
         return _through_job(super().get_run(run_id))
 
-    def get_metric_history(self, *args: Any, **kwargs: Any) -> PagedList[Metric]:
+    def get_metric_history(self, run_id: str, *args: Any, **kwargs: Any) -> PagedList[Metric]:
         self._wait_for_delivery()
-        return super().get_metric_history(*args, **kwargs)
+        return super().get_metric_history(self._promises.in_text(run_id), *args, **kwargs)
 
     def _search_runs(self, *args: Any, **kwargs: Any) -> tuple[list[Run], str | None]:
         self._wait_for_delivery()
         return super()._search_runs(*args, **kwargs)
-
-    def delete_tag(self, run_id: str, key: str) -> None:
-        self._wait_for_delivery()  # of the tag itself
-        super().delete_tag(run_id, key)
 
     def _wait_for_delivery(self) -> None:
         """Let a script that reads back what it has logged find it: launch delivers about once a second."""
@@ -142,15 +216,13 @@ class JobStore(RestStore):
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> RunInfo:
         """Keep a new name; leave the status to launch, which outlives a killed rank."""
         record = self._job.run_record()
-        if record is None or record.run_id != run_id:  # some other run, of which the script is the owner
+        if record is None or record.run_id != self._promises.in_text(
+            run_id
+        ):  # some other run, of which the script is the owner
             return super().update_run_info(run_id, run_status, end_time, run_name)
         if run_name:
             self.set_tag(run_id, RunTag(MLFLOW_RUN_NAME, run_name))
-        return self._own_info(record)
-
-    def _own_info(self, record: RunRecord) -> RunInfo:
-        artifact_uri = JOB_ARTIFACTS + record.artifact_uri
-        return _run_info(record.run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
+        return _own_info(record)
 
     def delete_run(self, run_id: str) -> None:
         raise MlflowException("a training job cannot delete its own run; delete it in the UI", INVALID_PARAMETER_VALUE)
@@ -182,8 +254,7 @@ class JobStore(RestStore):
                     INVALID_PARAMETER_VALUE,
                 )
         if metrics or params or tags:
-            spool.append(self._job.spool, record_of(run_id, metrics, params, tags))
-            self._wrote = True
+            self._append(record_of(run_id, metrics, params, tags))
         self._params.update({(run_id, param.key): param.value for param in params})
 
     def _drifted(self, run_id: str, params: list[Param]) -> tuple[list[Param], list[RunTag]]:
@@ -208,22 +279,68 @@ class JobStore(RestStore):
     def set_tag(self, run_id: str, tag: RunTag) -> None:
         self.log_batch(run_id, [], [], [tag])
 
-    # Logged models: their ids come from the server, so these calls stay synchronous, and so far their files are still
-    # sent at once as well; only the place where they go is led through the job.
+    def _append(self, record: spool.Record) -> None:
+        self._spool.append(record)
+        self._wrote = True
+
+    def _call_endpoint(self, api: Any, json_body: Any = None, endpoint: str | None = None, **kwargs: Any) -> Any:
+        """What every call of MLflow's store goes through; those whose answer says nothing go to the spool."""
+        if api.__name__ not in calls.DEFERRED:
+            return super()._call_endpoint(api, json_body, endpoint, **kwargs)
+        record = self._job.run_record()
+        self._append(calls.of_call(record.run_id if record else "", api, json_body, endpoint))
+        return api.Response()
+
+    # Logged models: their ids come from the server, where it is there; their files go through the outbox like others.
 
     def create_logged_model(
-        self, experiment_id: str, name: str | None = None, source_run_id: str | None = None, *args: Any, **kwargs: Any
+        self,
+        experiment_id: str,
+        name: str | None = None,
+        source_run_id: str | None = None,
+        tags: list[LoggedModelTag] | None = None,
+        params: list[LoggedModelParameter] | None = None,
+        model_type: str | None = None,
     ) -> LoggedModel:
         """A model of the job's run, also where the script logs it outside of any: launch finishes what it leaves."""
         record = self._job.run_record()
         run_id = source_run_id or (record.run_id if record else None)
-        return _model_through_job(super().create_logged_model(experiment_id, name, run_id, *args, **kwargs))
+        model = None
+        if self._answers() and not (record and record.promised):
+            try:
+                promised = record is not None and experiment_id.startswith(promises.EXPERIMENT)
+                model = super().create_logged_model(
+                    record.experiment_id if promised else experiment_id,
+                    name,
+                    self._promises.in_text(run_id) if run_id else None,
+                    tags,
+                    params,
+                    model_type,
+                )
+            except MlflowException as error:
+                if is_final(error):
+                    raise
+        if model is None:
+            model = calls.promised_model(
+                experiment_id, name, run_id, tags, params, model_type, get_current_time_millis()
+            )
+            self._append(calls.of_model(run_id or "", model))
+        self._models[model.model_id] = _model_through_job(model)
+        return model
 
     def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
-        return _model_through_job(super().get_logged_model(model_id, allow_deleted))
+        """Of the job's own models as far as the job knows: what it has of them may still wait for the server."""
+        if model_id not in self._models:
+            return _model_through_job(super().get_logged_model(self._promises.in_text(model_id), allow_deleted))
+        return self._models[model_id]
 
     def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
-        return _model_through_job(super().finalize_logged_model(model_id, status))
+        """Recorded behind the model's files, so that no model is ready before they are there."""
+        model = self.get_logged_model(model_id)
+        location = model.artifact_location.removeprefix(JOB_ARTIFACTS)
+        self._append({"run_id": model.source_run_id or "", "finalize": model_id, "status": str(status), "to": location})
+        model._status = status
+        return model
 
 
 class NullStore(RestStore):
@@ -275,6 +392,15 @@ def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: lis
         "params": [dict(param) for param in params],
         "tags": [dict(tag) for tag in tags],
     }
+
+
+def _experiment(experiment_id: str, name: str) -> Experiment:
+    return Experiment(experiment_id, name, JOB_ARTIFACTS, LifecycleStage.ACTIVE)
+
+
+def _own_info(record: RunRecord) -> RunInfo:
+    artifact_uri = JOB_ARTIFACTS + record.artifact_uri
+    return _run_info(record.run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
 
 
 def _run_info(run_id: str, experiment_id: str, artifact_uri: str, start_time: int, user_id: str) -> RunInfo:

@@ -1,4 +1,4 @@
-"""Delivers the files of a job's spool to the run's artifacts, one at a time and in order, beside the values.
+"""Delivers the files of a job's spool to the artifacts of its run and its logged models, one at a time and in order.
 
 They have a place of their own in the spool and a thread of their own, so that a large or a refused file holds up no
 metric. A copy is removed once the server has it, and only then the place moves on: a crash repeats one upload at most.
@@ -7,6 +7,8 @@ What the server refuses for good (4xx) is set aside. What fails while the server
 `TRIES` times with growing pauses; then, where the artifact store can still list the run's files, it is the file that is
 at fault, and it is set aside, else the store is down, and all wait for it. Nothing is ever thrown away: what is set
 aside lies in the job's `refused/`.
+
+A logged model is finished here too, behind its files: ready where all are there, failed where one was set aside.
 """
 
 import os
@@ -14,17 +16,25 @@ import posixpath
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
 import requests
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.credentials import get_default_host_creds
 
 from trainer.errors import UserError
-from trainer.tracking import server, spool
-from trainer.tracking.job import Job
+from trainer.tracking import promises, server, spool
+from trainer.tracking.answers import in_one_line, is_final
+from trainer.tracking.job import Job, write_whole
+from trainer.tracking.outage import ARTIFACTS, Outage
+from trainer.tracking.promises import Promises
 from trainer.tracking.spool import Line, SpoolReader
 
 INTERVAL_SECONDS = 1.0
@@ -53,7 +63,11 @@ class Uploads:
         self._server_uri = server_uri
         self._say = say
         self._reader = SpoolReader(job.spool, ".uploads")
-        self._repository: ArtifactRepository | None = None
+        self._promises = Promises(job)
+        self._store = RestStore(partial(get_default_host_creds, server_uri))
+        self._repositories: dict[str, ArtifactRepository] = {}
+        self._incomplete: set[str] = set()
+        self._outage = Outage(job, ARTIFACTS)
         self._tries = 0
         self._said = ""
         self._all_sent = False
@@ -100,12 +114,13 @@ class Uploads:
         while lines := self._reader.read(most=1000):
             newest = {line.record["artifact"]: line for line in lines if line.record and line.record.get("replaces")}
             for line in lines:
-                if line.record is None or "artifact" not in line.record:
+                if line.record is None or not spool.is_of_files(line.record):
                     continue
-                if newest.get(line.record["artifact"], line) is not line:
+                if newest.get(line.record.get("artifact"), line) is not line:
                     shutil.rmtree(self._job.outbox / line.record["copy"], ignore_errors=True)
                     continue
-                if self._abandoned.is_set() or not self._send(line):
+                deliver = self._finalize if "finalize" in line.record else self._send
+                if self._abandoned.is_set() or not deliver(line):
                     return False
                 self._reader.delivered(line.end)
             self._reader.delivered(lines[-1].end)
@@ -117,15 +132,42 @@ class Uploads:
         folder = self._job.outbox / line.record["copy"]
         if not (folder / path).exists():  # the last upload before a crash
             return True
+        if self._uri(line) is None:  # the delivery of values has it made
+            return False
         try:
-            self._to_store().log_artifact(str(folder / path), posixpath.dirname(path) or None)
+            self._put_real_names_in(folder / path)
+            self._to_store(line).log_artifact(str(folder / path), posixpath.dirname(path) or None)
         except Exception as error:  # each kind of store has errors of its own
             return self._failed(line, error)
         self._tries = 0
         if self._said:
             self._said = ""
-            self._say("the artifact store takes files again")
+            away = self._outage.end()
+            self._say("the artifact store takes files again" + (f" after {away:.0f} s" if away else ""))
         _remove(folder / path, folder)
+        return True
+
+    def _put_real_names_in(self, file: Path) -> None:
+        """A logged model's description names the model, its run and its place."""
+        if file.name == MLMODEL_FILE_NAME:
+            text = file.read_text()
+            if (real := self._promises.in_text(text)) != text:
+                write_whole(file, real)
+
+    def _finalize(self, line: Line) -> bool:
+        """Say how a logged model ended, all its files being there or set aside."""
+        assert line.record is not None
+        record = self._promises.in_record(line.record)
+        if record["to"].startswith(promises.URI):
+            return False
+        status = LoggedModelStatus.FAILED if record["to"] in self._incomplete else LoggedModelStatus(record["status"])
+        try:
+            self._store.finalize_logged_model(record["finalize"], status)
+        except MlflowException as error:
+            if not is_final(error):
+                return False  # the delivery of values says so
+            spool.set_aside(self._job.refused, [line.raw])
+            self._say(f"logged model {record['finalize']} is not {status}: the server {in_one_line(error)}")
         return True
 
     def _failed(self, line: Line, error: Exception) -> bool:
@@ -137,7 +179,8 @@ class Uploads:
             if self._tries < TRIES:
                 return False
             self._tries = 0
-            if not self._store_answers():
+            if not self._store_answers(line):
+                self._outage.begin()
                 self._say_once(f"the artifact store takes no files ({_reason(error)}); they wait on disk")
                 return False
         self._tries = 0
@@ -150,6 +193,7 @@ class Uploads:
         folder.parent.mkdir(exist_ok=True)
         os.rename(self._job.outbox / line.record["copy"], folder)
         spool.set_aside(self._job.refused, [line.raw])
+        self._incomplete.add(self._uri(line) or "")
         self._say(f"artifact {line.record['artifact']} is set aside in {folder}: {_reason(error)}")
 
     def _server_answers(self) -> bool:
@@ -158,19 +202,27 @@ class Uploads:
         except UserError:  # something answers, if only with an error
             return True
 
-    def _store_answers(self) -> bool:
+    def _store_answers(self, line: Line) -> bool:
         try:
-            self._to_store().list_artifacts()
+            self._to_store(line).list_artifacts()
         except Exception:  # each kind of store has errors of its own
             return False
         return True
 
-    def _to_store(self) -> ArtifactRepository:
-        if self._repository is None:
-            run = self._job.run_record()
-            assert run is not None, "files are logged to a run"
-            self._repository = get_artifact_repository(run.artifact_uri, tracking_uri=self._server_uri)
-        return self._repository
+    def _uri(self, line: Line) -> str | None:
+        """Of the artifacts that a file belongs to; None while the server has not made what they are of."""
+        assert line.record is not None
+        run = self._job.run_record()
+        assert run is not None, "files are logged to a run"
+        uri = self._promises.in_text(line.record.get("to") or run.artifact_uri)
+        return None if uri.startswith(promises.URI) else uri
+
+    def _to_store(self, line: Line) -> ArtifactRepository:
+        uri = self._uri(line)
+        assert uri is not None, "asked for before"
+        if uri not in self._repositories:
+            self._repositories[uri] = get_artifact_repository(uri, tracking_uri=self._server_uri)
+        return self._repositories[uri]
 
     def _say_once(self, line: str) -> None:
         if line != self._said:
