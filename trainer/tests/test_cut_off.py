@@ -44,7 +44,7 @@ def pair(
     return runs[0], runs[1], cut.stdout, marks
 
 
-def test_a_killed_job_is_as_if_it_had_not_been(lab: Lab, pair: tuple[Run, Run, str, Path]) -> None:
+def test_fact_D_a_killed_job_is_as_if_it_had_not_been(lab: Lab, pair: tuple[Run, Run, str, Path]) -> None:
     """Guards: metrics of an epoch that are nowhere, since its checkpoint was written before they were (tried: MLflow's
     callback behind the checkpoints); other noise, another order, another stage of the fine-tuning after a resume; an
     epoch too many where the job was cut off in its test; no test or no model then.

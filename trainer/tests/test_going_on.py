@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_a_job_that_stopped_early_stays_stopped(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("words", [(), ("--data.num_workers=2",), ("--model.plateau=true",)])
-def test_it_goes_on_bit_for_bit(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_fact_D_it_goes_on_bit_for_bit(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Guards: dropout, shuffling, workers' seeds that start anew, and a ReduceLROnPlateau one epoch behind.
 
     (Tried: without the random states, and with them put back in on_train_start; without the plateau's value.)
@@ -266,6 +267,29 @@ def test_the_best_is_the_file_that_is_there(job: Path) -> None:
     (folder / "last.ckpt").write_bytes(first["last.ckpt"])
     cli = trained(job, 4)
     assert load(Path(cli.best.best_model_path))["epoch"] == 4 and float(cli.best.best_model_score or 0) == 1.0
+
+
+def test_a_folder_that_was_moved_is_gone_on_with(job: Path) -> None:
+    """Guards: Lightning forgets the best where its folder has another path: a lab that was moved, or is mounted."""
+    (job / "checkpoints").rename(job / "moved")
+    (job / "job").mkdir()
+    (job / "moved").rename(job / "job" / "checkpoints")
+    cli = trained(job / "job", 4)
+    assert load(Path(cli.best.best_model_path))["epoch"] == 1 and float(cli.best.best_model_score or 0) == 2.0
+    assert Path(cli.best.best_model_path).parent == job / "job" / "checkpoints"
+
+
+def test_code_that_is_gone_is_no_damage(job: Path) -> None:
+    """Guards: a class that was renamed, for which days of training are taken for damaged and begun anew."""
+    file = job / "checkpoints" / "last.ckpt"
+    module = types.ModuleType("gone")
+    module.Setting = type("Setting", (), {"__module__": "gone"})  # type: ignore[attr-defined]
+    sys.modules["gone"] = module
+    torch.save({**load(file), "hyper_parameters": module.Setting()}, file)  # type: ignore[attr-defined]
+    del sys.modules["gone"]
+    with pytest.raises(UserError, match="last.ckpt needs code that is not here: No module named 'gone'; --new starts"):
+        trained(job, 4)
+    assert file.exists()
 
 
 # ---- writing

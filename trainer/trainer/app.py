@@ -201,7 +201,7 @@ def train(cli: TrainingCLI) -> None:
         UserError: The checkpoint is of another model, or a metric that decides is not logged.
     """
     trainer, start = cli.trainer, cli.config_init["ckpt_path"]
-    resumed = None if trainer.fast_dev_run else resume.find(trainer, cli.job.checkpoints)
+    resumed = None if trainer.fast_dev_run else resume.find(trainer, cli.job.checkpoints, cli.best.state_key)
     if resumed:
         resume.require_epochs(resumed, trainer.max_epochs)
         start = str(resumed.path)

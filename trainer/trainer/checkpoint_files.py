@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.errors import UserError
 from trainer.terminal import say
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -28,6 +29,9 @@ def newest(folder: Path) -> Newest | None:
 
     Args:
         folder: The job's `checkpoints`, read by one process: the other ranks are told (resume.py).
+
+    Raises:
+        UserError: One is pickled with code that is not here any more.
     """
     skipped: list[str] = []
     for name in NEWEST_FIRST:
@@ -56,6 +60,9 @@ def load_whole(path: Path) -> dict[str, Any] | None:
 
     torch.load notices a file that is cut off, but neither zeros nor a flipped bit in a tensor. torch.save's format is a
     zip archive, with a checksum of each member: https://docs.pytorch.org/docs/stable/notes/serialization.html
+
+    Raises:
+        UserError: It is whole, but pickled with code that is not here any more.
     """
     import torch
 
@@ -64,6 +71,8 @@ def load_whole(path: Path) -> dict[str, Any] | None:
             if archive.testzip() is not None:
                 return None
         checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path} needs code that is not here: {error}; --new starts a new run") from error
     except Exception:  # zipfile, zlib, pickle and torch raise a dozen kinds on damaged bytes
         return None
     return checkpoint if isinstance(checkpoint, dict) else None

@@ -40,16 +40,26 @@ class BestCheckpoint(ModelCheckpoint):
         self._validated = False
         self._on_disk: dict[str, Any] = {}
 
-    def adopt(self, states: dict[str, Any]) -> None:
+    def adopt(self, state: dict[str, Any] | None) -> None:
         """Have the state of the best.ckpt that is there restored, instead of the one in the checkpoint to go on from.
 
         A job that was killed after it wrote best.ckpt goes on from the last.ckpt of the epoch before, which knows the
-        score of an older best.ckpt only.
+        score of an older best.ckpt only. And the folder may have been moved since.
 
         Args:
-            states: Of the callbacks in best.ckpt; empty where there is none.
+            state: This callback's, in best.ckpt; None where there is none.
         """
-        self._on_disk = states.get(self.state_key) or self.state_dict()
+        self._on_disk = self.state_dict()
+        if state and state["best_model_path"]:
+            path = self.format_checkpoint_name({})
+            self._on_disk = {
+                **state,
+                "dirpath": self.dirpath,
+                "best_model_path": path,
+                "kth_best_model_path": state["kth_best_model_path"] and path,
+                "best_k_models": {path: state["best_model_score"]} if state["best_k_models"] else {},
+                "last_model_path": "",
+            }
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated |= not trainer.sanity_checking

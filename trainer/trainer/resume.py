@@ -17,28 +17,29 @@ class Resume(NamedTuple):
     path: Path
     epoch: int
     """The last whole epoch in it (from 0); -1 where it was saved within the first."""
-    best: dict[str, Any]
-    """`Callback.state_key` to state of the callbacks in best.ckpt; empty where there is no whole one."""
+    best: dict[str, Any] | None
+    """The state of BestCheckpoint in best.ckpt; None where there is no whole one, or one by another metric."""
 
 
-def find(trainer: Trainer, folder: Path) -> Resume | None:
+def find(trainer: Trainer, folder: Path, best_key: str) -> Resume | None:
     """The checkpoint that all ranks go on from, or None where the job is new. Call it on all ranks.
 
     Args:
         trainer: The job's. Its process group is set up here; Lightning finds it set up later.
         folder: The job's `checkpoints`.
+        best_key: `state_key` of the BestCheckpoint.
 
     Raises:
-        UserError: A rank cannot see the file that rank 0 has found.
+        UserError: A rank cannot see the file that rank 0 has found, or it needs code that is not here.
     """
     trainer.strategy.setup_environment()
-    found = trainer.strategy.broadcast(_look(folder) if trainer.is_global_zero else None)
+    found = trainer.strategy.broadcast(_look(folder, best_key) if trainer.is_global_zero else None)
     if found is not None and not found.path.exists():
         raise UserError(f"{found.path} is on rank 0's machine alone: the nodes of a job must share its folder")
     return found
 
 
-def _look(folder: Path) -> Resume | None:
+def _look(folder: Path, best_key: str) -> Resume | None:
     newest = checkpoint_files.newest(folder)
     checkpoint_files.set_damaged_aside(folder, newest.path if newest else None)
     if newest is None:
@@ -47,7 +48,7 @@ def _look(folder: Path) -> Resume | None:
     if best is None and (folder / BEST).exists():
         say(f"{BEST} is damaged: the best is decided anew, from here on")
         (folder / BEST).unlink()
-    return Resume(newest.path, newest.epoch, best.get("callbacks", {}) if best else {})
+    return Resume(newest.path, newest.epoch, best.get("callbacks", {}).get(best_key) if best else None)
 
 
 def require_epochs(resume: Resume, max_epochs: int | None) -> None:
