@@ -185,7 +185,7 @@ def _audit_checkpoints(found: Audit, uploaded: Path, local: Path, true_points: d
         checkpoint = _checkpoint(uploaded / name)
         held = None if checkpoint is None else checkpoint["epoch"]
         whole = found.demand(held == epoch, f"the run's {name} is of epoch {held} instead of {epoch}")
-        same = (uploaded / name).read_bytes() == (local / name).read_bytes()
+        same = (local / name).exists() and (uploaded / name).read_bytes() == (local / name).read_bytes()
         found.artifacts += whole and found.demand(same, f"the run's {name} is another than the job's")
 
 

@@ -44,7 +44,7 @@ def played(
                 for other in begun.values():
                     other.exception()  # waits; its own test reports it
             outcome = begun[case].result() if case in begun else begin(case).result()
-            table.OUTCOMES.append(outcome)
+            table.add(outcome)
             if not outcome.audit.problems:  # else it stays to be looked at
                 shutil.rmtree(folders[case])
             return outcome

@@ -7,6 +7,12 @@ OUTCOMES: list[Outcome] = []
 HEADER = ("FAULT", "MOMENT", "POINTS", "LOST", "TWICE", "WRONG", "FILES", "STATUS", "EXIT CODES", "SECONDS", "")
 
 
+def add(outcome: Outcome) -> None:
+    """Print a line, for whoever watches, and keep it for the table at the end."""
+    OUTCOMES.append(outcome)
+    print("  ".join(_row(outcome)), *outcome.audit.problems, sep="\n    ", flush=True)
+
+
 def lines(outcomes: list[Outcome]) -> list[str]:
     rows = [HEADER] + [_row(outcome) for outcome in outcomes]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]

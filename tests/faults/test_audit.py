@@ -1,5 +1,6 @@
 """The audit goes red: an audit that cannot fail would pass every fault."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def test_the_audit_sees_what_is_untrue(servers: Servers, stack: Stack, tmp_path:
     half = tmp_path / "half"
     assert training.job is not None
     folder = training.job.folder
+    best = folder / "checkpoints" / "best.ckpt"
 
     def checked() -> Audit:
         return audit(servers.uri, "audited", training.lab / "state", training.truth)
@@ -60,10 +62,9 @@ def test_the_audit_sees_what_is_untrue(servers: Servers, stack: Stack, tmp_path:
         ("the spool is not delivered", lambda: (folder / "spool.offset").write_text("0")),
         ("a file that is no checkpoint", lambda: (folder / "checkpoints" / "last.partial").touch()),
         ("a logged model is PENDING", lambda: client.create_logged_model(experiment_id, source_run_id=run_id)),
-        ("the model is not the best", lambda: (folder / "checkpoints" / "last.ckpt").replace(best)),
+        ("the model is not the best", lambda: shutil.copyfile(best.with_name("last.ckpt"), best)),
         ("2 runs instead of one", lambda: client.create_run(experiment_id)),
     ]
-    best = folder / "checkpoints" / "best.ckpt"
     assert checked().problems == []
     for says, make in untrue:
         make()

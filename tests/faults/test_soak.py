@@ -18,7 +18,8 @@ def test_nothing_is_lost_in_a_soak(servers: Servers, tmp_path: Path) -> None:
     """Guards: what only several faults in a row lose: a crash while another is being made good."""
     soak = Soak(servers, tmp_path, print, plan(KILLS, SECONDS, SEED))
     outcomes = soak.run()
-    table.OUTCOMES.extend(outcomes)
+    for outcome in outcomes:
+        table.add(outcome)
     assert all(kill.at is not None for kill in soak.kills)
     assert [problem for outcome in outcomes for problem in outcome.audit.problems] == []
 

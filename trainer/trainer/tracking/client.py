@@ -113,8 +113,10 @@ def log_config(config: dict[str, Any], text: str) -> None:
     Where the job goes on after it was cut off, the whole stands beside the first one's as config.resume-1.yaml.
     """
     _log_valid_params(_flat(config))
-    resumes = Job.of_this_process().resumes
-    mlflow.log_text(text, f"config.resume-{resumes}.yaml" if resumes else "config.yaml")
+    job = Job.of_this_process()
+    # Not by the number of starts alone: the first one may have been cut off before it came here.
+    beside = job.resumes and outbox.was_put(job, "config.yaml")
+    mlflow.log_text(text, f"config.resume-{job.resumes}.yaml" if beside else "config.yaml")
 
 
 def log_params(params: dict[str, Any]) -> None:

@@ -67,6 +67,11 @@ def _mark(to: str) -> str:
     return f"@{hashlib.sha256(to.encode()).hexdigest()[:16]}" if to else ""
 
 
+def was_put(job: Job, path: str) -> bool:
+    """Whether a file of this path was ever kept for the server, by this start of the job or an earlier one."""
+    return any(record.get("artifact") == path and not record.get("to") for record in spool.records(job.spool))
+
+
 def find(job: Job, path: str, to: str = "") -> Path | None:
     """The newest copy of an artifact that still waits, or None."""
     return next((copy / path for copy in _newest_first(job, to) if (copy / path).is_file()), None)
