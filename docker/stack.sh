@@ -62,10 +62,17 @@ sql() { in_postgres psql --username="$database" --dbname="$1" -XqAt --field-sepa
   --set=ON_ERROR_STOP=1 --set=VERBOSITY=terse; }
 
 # A container of MLflow's image beside the server, which may be stopped. Reached by exec, because what a container itself
-# prints goes to Docker's log as well: all artifacts would. It ends with this script, after kill -9 by itself.
+# prints goes to Docker's log as well: all artifacts would. It reads from this script, and so ends with it, after kill -9
+# too.
 start_helper() {
-  helper=$(must "a container of the mlflow image does not start" \
-    "${compose[@]}" run --detach --rm --no-deps -T mlflow sleep 1d </dev/null)
+  helper=lab-$program-$$-$RANDOM
+  # shellcheck disable=SC2034
+  exec {held_open}> >(exec "${compose[@]}" run --rm -T --no-deps --name "$helper" mlflow cat >/dev/null 2>>"$log")
+  local client=$!
+  until docker exec "$helper" true 2>/dev/null </dev/null; do
+    kill -0 "$client" 2>/dev/null || die "a container of the mlflow image does not start: $(grep . "$log" | tail -n 1)"
+    sleep 0.2
+  done
 }
 
 # artifacts save|load. Its text goes in, not the copy in the image, so that a lab whose image is older can be backed up.
