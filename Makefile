@@ -17,7 +17,7 @@ SERVER := server
 export MLFLOW_TRACKING_URI := http://127.0.0.1:$(PORT)
 endif
 
-.PHONY: help train server down test test-fast lint bench credentials backup restore upgrade lock
+.PHONY: help train server down test test-fast soak lint bench credentials backup restore upgrade lock
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -38,6 +38,10 @@ test: $(VENV)/test ## run every suite that this machine can run; ARGS= goes to p
 
 test-fast: ## run the tests that want neither Docker nor a browser and kill nothing
 	@$(MAKE) --no-print-directory test ARGS='-m "not container and not browser and not fault" $(ARGS)'
+
+soak: $(VENV)/test ## kill random components at random times, and audit every run; SECONDS=1200, KILLS=30, SEED= (needs Docker)
+	@env -u MLFLOW_TRACKING_URI -u LAB_DIR PYTHONPATH=tests:trainer/tests python -m faults.soak \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/test ## check style, shell, Dockerfiles, Compose files and that versions agree
 	@.ci/lint
