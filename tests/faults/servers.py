@@ -36,7 +36,7 @@ class Servers:
         state = inspect(name)
         restarts = state["RestartCount"]
         main = psutil.Process(state["State"]["Pid"])
-        if state["HostConfig"]["Init"]:  # pid 1 is Docker's init, and the server its child
+        if state["HostConfig"].get("Init"):  # pid 1 is Docker's init, and the server its child
             (main,) = main.children()
         main.kill()
         until(lambda: inspect(name)["RestartCount"] > restarts, seconds=30)
