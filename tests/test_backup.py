@@ -269,7 +269,7 @@ def flip(file: Path) -> None:
         (lambda folder: flip(folder / "artifacts.tar"), "is damaged: the checksum of artifacts.tar is wrong"),
         (lambda folder: os.truncate(folder / "database.dump", 5000), "is damaged: the checksum of database.dump is"),
         (lambda folder: (folder / "artifacts.tar").unlink(), "not a whole one: it has no artifacts.tar"),
-        (lambda folder: (folder / "SHA256SUMS").write_text(""), "lacks artifacts.tar"),
+        (lambda folder: (folder / "SHA256SUMS").write_text("cut off  artifacts.tar"), "lacks artifacts.tar"),
         (lambda folder: shutil.rmtree(folder), "is no folder"),
     ],
 )
