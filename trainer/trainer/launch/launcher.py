@@ -30,6 +30,8 @@ LAST_DELIVERY_SECONDS = 300.0
 """How long the end of a job waits for a tracking server that is away."""
 LAST_DELIVERY_SECONDS_KILLED = 30.0
 """The same for a job that was told to end; with the workers' grace it fits into Compose's stop_grace_period."""
+LAST_DELIVERY_SECONDS_OFFLINE = 5.0
+"""The same for a job that was started without one."""
 
 
 def launch(
@@ -55,7 +57,8 @@ def launch(
         max_restarts: How often the workers are started again when one of them has failed.
 
     Returns:
-        0 for FINISHED, 1 for FAILED, 2 for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
+        0 for FINISHED, 1 for FAILED (and where the server does not know all of a job that was not started offline), 2
+        for a user's mistake, 128 + the signal for KILLED (143, 130 for Ctrl-C).
 
     Raises:
         UserError: The job cannot be started.
@@ -93,14 +96,17 @@ def launch(
             run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
         raise
     patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
+    if offline and not run.delivers():
+        patience = LAST_DELIVERY_SECONDS_OFFLINE
     delivered = run.close(ending, patience, impatience(workers))
     _summarise(job, run, ending, time.monotonic() - start)
     if not delivered:
+        how_bad = "" if offline else "error: "
         say(
-            f"error: the server at {uri} did not take all of it; the rest is kept in {job.folder}, and `trainer sync` "
-            "or this job's next start delivers it"
+            f"{how_bad}the server at {uri} did not take all of it; the rest is kept in {job.folder}, and "
+            "`trainer sync` or this job's next start delivers it"
         )
-        return ending.exit_code or 1
+        return ending.exit_code or (0 if offline else 1)
     return ending.exit_code
 
 

@@ -63,6 +63,10 @@ class JobRun:
         self._system_metrics.start()
         return True
 
+    def delivers(self) -> bool:
+        """Whether the server is taking what the job writes."""
+        return not self._delivery.is_away()
+
     def _tags(self, run_id: str) -> list[RunTag]:
         """Provenance; where the job goes on, how it has changed since: the run's results rest on both."""
         before = History(self._job)

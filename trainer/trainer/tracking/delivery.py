@@ -341,6 +341,10 @@ class Delivery:
             self._say(f"the tracking server {in_one_line(error)}; training goes on, its records wait on disk")
         return False
 
+    def is_away(self) -> bool:
+        """Whether the server was away when it was last asked."""
+        return self._outage.lasts
+
     def _back(self) -> None:
         if (seconds := self._outage.end()) is not None:
             self._say(f"the tracking server is back after {seconds:.0f} s")

@@ -35,6 +35,10 @@ class Outage:
         except (FileNotFoundError, ValueError):
             return None
 
+    @property
+    def lasts(self) -> bool:
+        return self._began is not None
+
     def begin(self) -> bool:
         """The server does not answer. Returns whether the user is to be told."""
         if self._began is None:

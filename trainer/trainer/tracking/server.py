@@ -74,6 +74,6 @@ def wait_for(uri: str, patience: float = PATIENCE_SECONDS, say: Callable[[str], 
         if time.monotonic() > deadline:
             raise UserError(
                 f"no MLflow server answers at {uri}; start one with `trainer server --detach` "
-                "(in Docker: `docker compose up -d mlflow`) or set MLFLOW_TRACKING_URI"
+                "(in Docker: `docker compose up -d mlflow`), set MLFLOW_TRACKING_URI, or train without one by --offline"
             )
         time.sleep(0.5)

@@ -1,0 +1,82 @@
+"""A tracking server that is away: at the start, in the middle, at the end; nothing waits for it, nothing is lost."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+from harness import DIGITS, Lab, free_port, until
+from trainer.tracking.job import Job
+
+pytestmark = pytest.mark.fault
+
+EPOCHS = 8
+FIT = (*DIGITS, "--trainer.max_epochs", str(EPOCHS))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Lab]:
+    """A lab whose server is not running yet."""
+    lab = Lab(tmp_path / "lab", f"http://127.0.0.1:{free_port()}")
+    yield lab
+    lab.run("server", "--stop")
+
+
+def up(lab: Lab) -> None:
+    started = lab.run("server", "--detach", "--port", lab.uri.rpartition(":")[2])
+    assert started.returncode == 0, started.stdout
+
+
+def only_job(lab: Lab) -> Job:
+    (folder,) = (lab.folder / "state" / "digits").iterdir()
+    return Job(folder)
+
+
+def assert_all_is_there(lab: Lab, experiment: str, folder: Path) -> None:
+    run = lab.only_run(experiment)
+    assert run.info.status == "FINISHED"
+    for key in ("train_loss", "val_loss", "val_acc"):
+        assert [step for step, _ in lab.points(run, key)] == list(range(EPOCHS)), key
+    assert len(lab.points(run, "test_acc")) == 1 and "model.init_args.lr" in run.data.params
+    assert {"config.yaml", "model_summary.txt"} <= {file.path for file in lab.client.list_artifacts(run.info.run_id)}
+    (model,) = lab.client.search_logged_models([run.info.experiment_id])
+    assert model.status == LoggedModelStatus.READY and model.source_run_id == run.info.run_id
+    mlflow.set_tracking_uri(lab.uri)
+    assert mlflow.pytorch.load_model(model.model_uri, map_location="cpu") is not None
+    described = mlflow.models.get_model_info(model.model_uri)
+    assert described.model_id == model.model_id and described.run_id == run.info.run_id, "under the real names"
+    job = only_job(lab)
+    assert not job.refused.exists() and not job.outbox.exists() and job.end_record().delivered
+
+
+def test_a_job_without_a_server_is_delivered_by_sync(own: Lab, tmp_path: Path) -> None:
+    """Guards: a job that cannot start or end without its server; a run, a model or a status that never gets there."""
+    refused = own.run(*FIT)
+    assert refused.returncode == 2 and "no MLflow server answers" in refused.stdout and "--offline" in refused.stdout
+    done = own.run(*FIT, "--experiment", "offline", "--offline")
+    assert done.returncode == 0 and "trainer sync" in done.stdout and "FINISHED" in done.stdout, done.stdout
+    assert only_job(own).run_record().promised
+    up(own)
+    synced = own.run("sync")
+    assert synced.returncode == 0 and "closed as FINISHED" in synced.stdout, synced.stdout
+    assert_all_is_there(own, "offline", tmp_path)
+    assert own.run("sync").stdout.count("no stale run") == 1
+
+
+def test_a_server_that_goes_and_comes_back_gets_all_of_it(own: Lab, tmp_path: Path) -> None:
+    """Guards: a training that waits; points, the model or the status lost; an outage that nobody can see afterwards."""
+    up(own)
+    launch = own.start(*FIT, "--experiment", "outage")
+    until(lambda: bool(own.runs("outage")) and len(own.points(own.only_run("outage"), "val_loss")) >= 1, 120)
+    own.run("server", "--stop")
+    until(lambda: only_job(own).done(0), 120)
+    assert launch.poll() is None, "only its delivery is left"
+    up(own)
+    output, _ = launch.communicate(timeout=120)
+    assert launch.returncode == 0, output
+    assert_all_is_there(own, "outage", tmp_path)
+    run = own.only_run("outage")
+    ((step, seconds),) = own.points(run, "outage_seconds")
+    assert step == 0 and seconds > 1
