@@ -59,7 +59,7 @@ def test_the_audit_sees_what_is_untrue(servers: Servers, stack: Stack, tmp_path:
         ("status KILLED of a job", lambda: client.set_terminated(run_id, "KILLED")),
         ("tag failure of an end that was none", lambda: client.set_tag(run_id, "failure", "x")),
         ("left in the outbox", lambda: (folder / "outbox" / "1-x").mkdir(parents=True)),
-        ("the spool is not delivered", lambda: (folder / "spool.offset").write_text("0")),
+        ("records of the spool are not delivered", lambda: (folder / "spool.offset").write_text("0")),
         ("a file that is no checkpoint", lambda: (folder / "checkpoints" / "last.partial").touch()),
         ("a logged model is PENDING", lambda: client.create_logged_model(experiment_id, source_run_id=run_id)),
         ("the model is not the best", lambda: shutil.copyfile(best.with_name("last.ckpt"), best)),
