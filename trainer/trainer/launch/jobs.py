@@ -24,8 +24,8 @@ def stale_attempts(name: str | None = None) -> list[Job]:
 
 
 def cut_off(name: str) -> Job | None:
-    """The newest attempt at a job, where it has a run and neither finished nor still runs; else None."""
-    attempts = [job for job in all_jobs() if job.folder.parent.name == name and (job.folder / "run.json").exists()]
+    """The newest attempt at a job, where it has or asked for a run and neither finished nor still runs; else None."""
+    attempts = [job for job in all_jobs() if job.folder.parent.name == name and _asked(job)]
     if not attempts:
         return None
     try:
@@ -34,6 +34,10 @@ def cut_off(name: str) -> Job | None:
     except DAMAGED:
         return None
     return None if attempts[-1].is_claimed() or (end and end.status == "FINISHED") else attempts[-1]
+
+
+def _asked(job: Job) -> bool:
+    return any((job.folder / file).exists() for file in ("run.json", "asking.json"))
 
 
 def _is_stale(job: Job) -> bool:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from trainer.errors import UserError
 from trainer.launch import jobs
-from trainer.tracking.job import Job
+from trainer.tracking.job import Job, RunRecord
 
 Resume = Literal["auto", "must", "never"]
 USER_ERROR = 2
@@ -46,7 +46,7 @@ def claim_cut_off(name: str, experiment: str, uri: str, resume: Resume, say: Cal
 
 
 def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) -> bool:
-    run, end = job.run_record(), job.end_record()
+    run, end = job.run_record() or _run_asked_for(job, uri), job.end_record()
     if run is None or (run.experiment, run.server) != (experiment, uri) or job.arguments()[0] != "fit":
         return False
     if end is not None and end.exit_code == USER_ERROR and not any(job.checkpoints.glob("*.ckpt")):
@@ -55,6 +55,22 @@ def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) ->
         say(f"the run of {job.run_name} was deleted on the server, so a new one starts")
         return False
     return True
+
+
+def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
+    """The run that the server has made for a job which died before it could write that down."""
+    asked = job.asking()
+    if asked is None or asked[1] != uri:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    from trainer.tracking.delivery import Delivery
+
+    try:
+        Delivery(job, uri, lambda line: None).find_run(asked[0])
+    except MlflowException:  # the server is away
+        return None
+    return job.run_record()
 
 
 def _was_deleted(job: Job, uri: str) -> bool:
