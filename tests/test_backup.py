@@ -1,7 +1,7 @@
 """Backup, restore and upgrade of the stack in containers: what a lab holds before and after, through MLflow's own API.
 
 The backup is taken while two jobs run. One other stack with volumes, credentials and ports of its own takes it up, in
-the order of this file: cut off three times, then whole, then upgraded and carried to another major version of PostgreSQL.
+the order of this file: cut off three times, then whole, then upgraded and carried to another major of PostgreSQL.
 """
 
 import dataclasses
@@ -179,7 +179,10 @@ def other() -> Iterator[Stack]:
         yield stack
     finally:
         stack.must("down", "--volumes", "--remove-orphans", "--timeout", "5")
-        subprocess.run(["docker", "image", "rm", f"{stack.project}-mlflow", f"{stack.project}-trainer"], check=False)
+        # By label: an upgrade leaves the images that it replaces without a name.
+        listed = ["docker", "image", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.project}"]
+        images = set(subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split())
+        subprocess.run(["docker", "image", "rm", "--force", *images], check=False)
 
 
 def traces(stack: Stack) -> str:
