@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.tracking import spool
-from trainer.tracking.spool import SpoolReader
+from trainer.tracking.spool import SpoolReader, SpoolWriter
 
 
 def record(number: int) -> spool.Record:
@@ -113,3 +113,25 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.stat().st_size == size
     assert json.loads(path.read_text())["metrics"][0]["step"] == 0
+
+
+def test_what_a_full_disk_does_not_take_waits_in_order(tmp_path: Path) -> None:
+    """Guards: metrics that a full disk loses, or puts out of order once it has room; a line for each of them."""
+    path = tmp_path / "spool.jsonl"
+    said: list[str] = []
+    writer = SpoolWriter(path, said.append)
+    writer.append(record(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        for number in (1, 2, 3):
+            writer.append(record(number))
+        with pytest.raises(OSError, match="3 records could not be written"):
+            writer.flush(patience=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(SpoolReader(path)) == [0]
+    writer.append(record(4))
+    writer.flush(patience=0)
+    assert steps(SpoolReader(path)) == [0, 1, 2, 3, 4]
+    assert len(said) == 2 and "waits in memory" in said[0] and "can be written again" in said[1], said

@@ -26,6 +26,7 @@ from mlflow.entities import (
     RunInfo,
     RunStatus,
     RunTag,
+    ViewType,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -131,9 +132,11 @@ class JobStore(RestStore):
             return None
         try:
             experiment = super().get_experiment(experiment_id).name
-            self._job.write_asking(experiment_id, self._server_uri)
-            tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
-            run = super().create_run(experiment_id, user_id, start_time, tags, name)
+            run = self._asked_for(experiment_id)
+            if run is None:
+                self._job.write_asking(experiment_id, self._server_uri)
+                tags = [*tags, RunTag(JOB_TAG, self._job.run_name)]
+                run = super().create_run(experiment_id, user_id, start_time, tags, name)
         except MlflowException as error:
             if is_final(error):
                 raise
@@ -141,6 +144,13 @@ class JobStore(RestStore):
         record = RunRecord.of(run.info, experiment, self._server_uri)
         self._job.write_run_record(record)
         return record
+
+    def _asked_for(self, experiment_id: str) -> Run | None:
+        """The run that the server has made for an earlier start of this rank, which died before the answer."""
+        if self._job.asking() is None:
+            return None
+        found = super().search_runs([experiment_id], f"tags.{JOB_TAG} = '{self._job.run_name}'", ViewType.ACTIVE_ONLY)
+        return next(iter(found), None)
 
     def _promised(self, experiment_id: str, user_id: str, start_time: int, name: str) -> RunRecord:
         """A run that launch has the server make once it is back."""
