@@ -20,7 +20,7 @@ from trainer.tracking.job import EndRecord, Job, RunRecord
 LOST = "lost: launch ended without a word (power loss, kill -9 or out of memory)"
 PATIENCE_SECONDS = 30.0
 SERVER_SECONDS = 5.0
-"""How long `trainer runs --stale` waits for a server to answer at all."""
+"""How long `trainer sync` waits for a server to answer at all."""
 
 
 def close_all(say: Callable[[str], None]) -> None:
