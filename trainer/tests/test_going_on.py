@@ -92,6 +92,14 @@ def test_all_epochs_done_trains_nothing_and_has_a_best(job: Path) -> None:
     assert before == {file.name: file.stat().st_mtime_ns for file in (job / "checkpoints").iterdir()}
 
 
+def test_all_epochs_done_and_none_measured_has_a_best(tmp_path: Path) -> None:
+    """Guards: no test and no model, since Lightning says no `on_train_end` where there is nothing to train. (Tried.)"""
+    unvalidated = "--trainer.limit_val_batches=0"
+    trained(tmp_path, 2, unvalidated)
+    (tmp_path / "checkpoints" / "best.ckpt").unlink()  # it was cut off before the last one was taken for it
+    assert load(Path(trained(tmp_path, 2, unvalidated).best.best_model_path))["epoch"] == 1
+
+
 def test_a_job_that_stopped_early_stays_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards: Lightning restores EarlyStopping, but not that it had stopped the training: one more epoch."""
     assert trained(tmp_path, 6, *STOPPING).trainer.global_step == 8
