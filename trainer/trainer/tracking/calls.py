@@ -10,7 +10,6 @@ from mlflow.entities import LoggedModel, LoggedModelParameter, LoggedModelTag
 from mlflow.protos import service_pb2
 from mlflow.store.tracking.rest_store import RestStore
 
-from trainer.tracking import promises
 from trainer.tracking.spool import Record
 
 DEFERRED = {
@@ -87,33 +86,4 @@ def _create(store: RestStore, record: Record) -> LoggedModel:
         [LoggedModelTag(key, value) for key, value in tags.items()],
         [LoggedModelParameter(key, value) for key, value in record["params_of_model"].items()],
         record["model_type"],
-    )
-
-
-def promised_model(
-    experiment_id: str,
-    name: str | None,
-    source_run_id: str | None,
-    tags: list[LoggedModelTag] | None,
-    params: list[LoggedModelParameter] | None,
-    model_type: str | None,
-    now: int,
-) -> LoggedModel:
-    """A model under an id of the job's own, where the server is away.
-
-    Args:
-        now: Milliseconds since the epoch.
-    """
-    model_id = promises.model_id()
-    return LoggedModel(
-        experiment_id,
-        model_id,
-        name or f"model-{model_id[-6:]}",
-        promises.uri(),
-        now,
-        now,
-        model_type,
-        source_run_id,
-        tags={tag.key: tag.value for tag in tags or []},
-        params={param.key: param.value for param in params or []},
     )

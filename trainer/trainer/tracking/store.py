@@ -14,7 +14,6 @@ from typing import Any
 
 from mlflow.entities import (
     Experiment,
-    LifecycleStage,
     LoggedModel,
     LoggedModelParameter,
     LoggedModelStatus,
@@ -24,7 +23,6 @@ from mlflow.entities import (
     Run,
     RunData,
     RunInfo,
-    RunStatus,
     RunTag,
     ViewType,
 )
@@ -39,13 +37,14 @@ from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric
 
 from trainer.errors import UserError
 from trainer.terminal import say
-from trainer.tracking import calls, promises, server, spool
+from trainer.tracking import calls, entities, promises, server, spool
 from trainer.tracking.answers import is_final
 from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
+from trainer.tracking.null_store import NullStore
 from trainer.tracking.promises import Promises
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, NULL_ARTIFACTS, jobs_server
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, jobs_server
 from trainer.tracking.spool import SpoolWriter
 
 SYSTEM_METRICS = "system/"
@@ -122,7 +121,7 @@ class JobStore(RestStore):
                     record = self._promised(experiment_id, user_id, start_time, named)
                     self.log_batch(record.run_id, [], [], tags)
         # As far as the job knows, without asking the server: a job that goes on may do so while it is away.
-        return Run(_own_info(record), RunData(tags=tags))
+        return Run(entities.own_info(record), RunData(tags=tags))
 
     def _made(
         self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], name: str
@@ -182,17 +181,17 @@ class JobStore(RestStore):
     def get_experiment(self, experiment_id: str) -> Experiment:
         record = self._job.run_record()
         if experiment_id.startswith(promises.EXPERIMENT):
-            return _experiment(experiment_id, experiment_id.removeprefix(promises.EXPERIMENT))
+            return entities.experiment(experiment_id, experiment_id.removeprefix(promises.EXPERIMENT))
         if record is not None and record.experiment_id == experiment_id and not self._answers():
-            return _experiment(experiment_id, record.experiment)
+            return entities.experiment(experiment_id, record.experiment)
         return super().get_experiment(experiment_id)
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment | None:
         record = self._job.run_record()
         if record is not None and record.experiment == experiment_name:
-            return _experiment(record.experiment_id, experiment_name)
+            return entities.experiment(record.experiment_id, experiment_name)
         if not self._answers():
-            return _experiment(promises.EXPERIMENT + experiment_name, experiment_name)
+            return entities.experiment(promises.EXPERIMENT + experiment_name, experiment_name)
         return super().get_experiment_by_name(experiment_name)
 
     def get_run(self, run_id: str) -> Run:
@@ -200,8 +199,8 @@ class JobStore(RestStore):
         record = self._job.run_record()
         run_id = self._promises.in_text(run_id)
         if record is not None and record.run_id == run_id and (record.promised or not self._answers()):
-            return Run(_own_info(record), RunData())
-        return _through_job(super().get_run(run_id))
+            return Run(entities.own_info(record), RunData())
+        return entities.through_job(super().get_run(run_id))
 
     def get_metric_history(self, run_id: str, *args: Any, **kwargs: Any) -> PagedList[Metric]:
         self._wait_for_delivery()
@@ -232,7 +231,7 @@ class JobStore(RestStore):
             return super().update_run_info(run_id, run_status, end_time, run_name)
         if run_name:
             self.set_tag(run_id, RunTag(MLFLOW_RUN_NAME, run_name))
-        return _own_info(record)
+        return entities.own_info(record)
 
     def delete_run(self, run_id: str) -> None:
         raise MlflowException("a training job cannot delete its own run; delete it in the UI", INVALID_PARAMETER_VALUE)
@@ -331,17 +330,17 @@ class JobStore(RestStore):
                 if is_final(error):
                     raise
         if model is None:
-            model = calls.promised_model(
+            model = entities.promised_model(
                 experiment_id, name, run_id, tags, params, model_type, get_current_time_millis()
             )
             self._append(calls.of_model(run_id or "", model))
-        self._models[model.model_id] = _model_through_job(model)
+        self._models[model.model_id] = entities.model_through_job(model)
         return model
 
     def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
         """Of the job's own models as far as the job knows: what it has of them may still wait for the server."""
         if model_id not in self._models:
-            return _model_through_job(super().get_logged_model(self._promises.in_text(model_id), allow_deleted))
+            return entities.model_through_job(super().get_logged_model(self._promises.in_text(model_id), allow_deleted))
         return self._models[model_id]
 
     def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
@@ -353,47 +352,6 @@ class JobStore(RestStore):
         return model
 
 
-class NullStore(RestStore):
-    """Every rank but global 0: writes vanish, what is asked for is made up, no write reaches the network."""
-
-    def __init__(self, server_uri: str) -> None:
-        super().__init__(partial(get_default_host_creds, server_uri))
-
-    def create_experiment(self, *args: Any, **kwargs: Any) -> str:
-        return "0"
-
-    def get_experiment(self, experiment_id: str) -> Experiment:
-        return Experiment(experiment_id, "null", NULL_ARTIFACTS, LifecycleStage.ACTIVE)
-
-    def get_experiment_by_name(self, experiment_name: str) -> Experiment:
-        return Experiment("0", experiment_name, NULL_ARTIFACTS, LifecycleStage.ACTIVE)
-
-    def create_run(self, experiment_id: str, user_id: str, start_time: int, *args: Any, **kwargs: Any) -> Run:
-        return self.get_run("0" * 32)
-
-    def get_run(self, run_id: str) -> Run:
-        return Run(_run_info(run_id, "0", NULL_ARTIFACTS, 0, ""), RunData())
-
-    def update_run_info(self, run_id: str, *args: Any, **kwargs: Any) -> RunInfo:
-        return self.get_run(run_id).info
-
-    def create_logged_model(self, *args: Any, **kwargs: Any) -> LoggedModel:
-        return self.get_logged_model("m-" + "0" * 32)
-
-    def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> LoggedModel:
-        return LoggedModel("0", model_id, "null", NULL_ARTIFACTS, 0, 0)
-
-    def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
-        return self.get_logged_model(model_id)
-
-    def _nothing(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-    log_batch = log_metric = log_param = set_tag = delete_tag = _nothing
-    delete_run = restore_run = set_experiment_tag = log_inputs = log_outputs = record_logged_model = _nothing
-    log_logged_model_params = set_logged_model_tags = delete_logged_model_tag = delete_logged_model = _nothing
-
-
 def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> spool.Record:
     """One `log_batch` as a spool record: dictionaries of plain values under the entities' own argument names."""
     return {
@@ -402,36 +360,3 @@ def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: lis
         "params": [dict(param) for param in params],
         "tags": [dict(tag) for tag in tags],
     }
-
-
-def _experiment(experiment_id: str, name: str) -> Experiment:
-    return Experiment(experiment_id, name, JOB_ARTIFACTS, LifecycleStage.ACTIVE)
-
-
-def _own_info(record: RunRecord) -> RunInfo:
-    artifact_uri = JOB_ARTIFACTS + record.artifact_uri
-    return _run_info(record.run_id, record.experiment_id, artifact_uri, record.start_time, record.user_id)
-
-
-def _run_info(run_id: str, experiment_id: str, artifact_uri: str, start_time: int, user_id: str) -> RunInfo:
-    return RunInfo(
-        run_id=run_id,
-        experiment_id=experiment_id,
-        user_id=user_id,
-        status=RunStatus.to_string(RunStatus.RUNNING),
-        start_time=start_time,
-        end_time=None,
-        lifecycle_stage=LifecycleStage.ACTIVE,
-        artifact_uri=artifact_uri,
-    )
-
-
-def _through_job(run: Run) -> Run:
-    """The same run with its artifacts led through the job: `mlflow-artifacts:` refuses any tracking URI but http."""
-    run.info._artifact_uri = JOB_ARTIFACTS + run.info.artifact_uri
-    return run
-
-
-def _model_through_job(model: LoggedModel) -> LoggedModel:
-    model._artifact_location = JOB_ARTIFACTS + model.artifact_location
-    return model
