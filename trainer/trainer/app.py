@@ -6,7 +6,6 @@ Any LightningModule and LightningDataModule by `class_path`, every Trainer optio
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ class TrainingCLI(LightningCLI):
 
 
 MONITOR = "val_loss"
-LAUNCH_OPTIONS = ("accelerator", "devices", "experiment", "name")
+LAUNCH_OPTIONS = ("accelerator", "devices", "experiment", "max-restarts", "name", "new", "offline", "resume")
 LEFT_TO_LAUNCH: dict[str, Any] = {"accelerator": "auto", "devices": "auto", "num_nodes": 1}
 
 
@@ -176,7 +175,7 @@ def _fit_and_test(cli: TrainingCLI) -> None:
             print("no checkpoint was written, so nothing is tested and no model is logged")
         return
     outcome = _outcome(cli)
-    client.log_metrics(outcome)
+    client.log_metrics(outcome, int(outcome["best_epoch"]))
     if trainer.is_global_zero:
         print(f"testing and logging the best checkpoint, of epoch {int(outcome['best_epoch'])}", flush=True)
     if _can_test(cli):
@@ -184,7 +183,7 @@ def _fit_and_test(cli: TrainingCLI) -> None:
         trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=False)
     elif trainer.is_global_zero:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not client.has_model(int(outcome["best_epoch"])):
         _log_best_model(model, int(outcome["best_epoch"]))
 
 
@@ -207,7 +206,6 @@ def train(cli: TrainingCLI) -> None:
         start = str(resumed.path)
         cli.best.adopt(resumed.best)
         cli.exact_resume.resumed = True
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         if trainer.is_global_zero:
             cli.checkpoint_io.hand_over_what_stands()
             print(f"going on {f'after epoch {resumed.epoch}' if resumed.epoch >= 0 else 'within epoch 0'}", flush=True)

@@ -31,13 +31,18 @@ def newest(folder: Path) -> Newest | None:
         folder: The job's `checkpoints`, read by one process: the other ranks are told (resume.py).
 
     Raises:
-        UserError: One is pickled with code that is not here any more.
+        UserError: One is pickled with code that is not here any more, or is a folder.
     """
     skipped: list[str] = []
     for name in NEWEST_FIRST:
         path = folder / name
         if not os.path.lexists(path):
             continue
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a sharded checkpoint, a folder, which this job does not go on from by itself: give it with "
+                f"--new --ckpt_path {path}"
+            )
         checkpoint = load_whole(path)
         if checkpoint is not None and checkpoint.keys() >= TRAINING_STATE:
             found = Newest(path, whole_epochs(checkpoint) - 1)

@@ -82,6 +82,7 @@ def _quieten() -> None:
         r".*Using `DistributedSampler` with the dataloaders.*",  # exact_evaluation.py says where it is true
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # shares.py says it in one line
         r".*`tensorboardX` has been removed.*",
+        r"Checkpoint directory .* exists and is not empty",  # of a job that goes on
         r".*barrier\(\): using the device under current context.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

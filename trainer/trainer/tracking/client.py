@@ -22,6 +22,7 @@ from mlflow.utils.autologging_utils import AUTOLOGGING_CONF_KEY_IS_GLOBALLY_CONF
 
 from trainer.terminal import say
 from trainer.tracking import outbox
+from trainer.tracking.history import History
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
 from trainer.tracking.store import writer_of
@@ -147,15 +148,20 @@ def set_tag(key: str, value: str) -> None:
     mlflow.set_tag(key, value)
 
 
-def log_metrics(metrics: dict[str, float]) -> None:
-    mlflow.log_metrics(metrics)
+def log_metrics(metrics: dict[str, float], step: int) -> None:
+    mlflow.log_metrics(metrics, step)
+
+
+def has_model(step: int) -> bool:
+    """Whether an earlier start of the job has logged its model of this step, before it was cut off."""
+    return History(Job.of_this_process()).has_model(step)
 
 
 def log_checkpoint(file: Path) -> None:
     """Have launch keep a checkpoint among the run's artifacts, in the background; a newer one of that name replaces it.
 
-    Call it on global rank 0, once the file stands whole. It costs the training nothing: the file is linked, not copied,
-    so it must only ever be replaced, not written into. Where the disk is full a line says that it is not kept.
+    Call it on global rank 0, once the file stands whole on disk. It is linked, not copied, so it must only ever be
+    replaced, not written into. Where the disk is full a line says that it is not kept.
 
     Args:
         file: In the job's `checkpoints/`.

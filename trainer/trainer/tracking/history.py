@@ -5,6 +5,7 @@ A job that goes on from its last checkpoint repeats what it had written since; a
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from trainer.tracking import spool
@@ -36,6 +37,8 @@ class History:
         self._steps: dict[Series, set[int]] = {}
         self._last: dict[tuple[str, str], float] = {}
         self._several: set[Series] = set()
+        self._model_steps: dict[str, int] = {}
+        self._ready: set[str] = set()
         self._promises = Promises(job)
         for line in spool.records(job.spool):
             record = self._promises.in_record(line)
@@ -51,11 +54,20 @@ class History:
                 self.params.setdefault((run_id, param["key"]), param["value"])
             for tag in record.get("tags", []):
                 self.tags[run_id, tag["key"]] = tag["value"]
+            if record.get("call") == "LogOutputs":
+                for model in json.loads(record["body"]).get("models", []):
+                    self._model_steps[model["model_id"]] = int(model.get("step", 0))
+            if record.get("status") == "READY":
+                self._ready.add(record["finalize"])
 
     def has(self, run_id: str, metric: Metric) -> bool:
         """Whether this point would repeat one; not so of a metric that has several points at one step on purpose."""
         series = (self._promises.in_text(run_id), metric.key, metric.model_id)
         return series not in self._several and metric.step in self._steps.get(series, ())
+
+    def has_model(self, step: int) -> bool:
+        """Whether a model of this step has been logged, with all its files."""
+        return any(self._model_steps.get(model_id) == step for model_id in self._ready)
 
     def next_step(self, run_id: str, prefix: str) -> int:
         """The step after the last one of all metrics whose names begin with `prefix`; 0 where there are none."""

@@ -36,14 +36,9 @@ def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bo
     copy = folder / path
     try:
         copy.parent.mkdir(parents=True)
+        # What is linked is on disk; where a power loss takes the link, the next start puts the file here once more.
         if not (replaces and _linked(file, copy)):
-            shutil.copyfile(file, copy)
-        with open(copy, "rb") as written:
-            os.fsync(written.fileno())
-        for parent in copy.parents:
-            sync_folder(parent)
-            if parent == job.folder:
-                break
+            _copied(file, copy, job.folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -52,6 +47,16 @@ def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bo
     except OSError:  # at anything else, a signal say, the record may be written and the copy must stay
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _copied(file: Path, copy: Path, top: Path) -> None:
+    shutil.copyfile(file, copy)
+    with open(copy, "rb") as written:
+        os.fsync(written.fileno())
+    for parent in copy.parents:
+        sync_folder(parent)
+        if parent == top:
+            return
 
 
 def _linked(file: Path, copy: Path) -> bool:
