@@ -20,10 +20,11 @@ from trainer.tracking.job import Job
 
 
 class Fills(Callback):
-    """Fills the disk in epoch 1, which is better than the first, and makes room again in epoch 3."""
+    """Fills the disk in epoch 1, which is better than the first, and makes room again later."""
 
-    def __init__(self, ballast: Path) -> None:
+    def __init__(self, ballast: Path, frees_in_epoch: int) -> None:
         self.ballast = ballast
+        self.frees_in_epoch = frees_in_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -32,15 +33,15 @@ class Fills(Callback):
             with open(self.ballast, "wb", buffering=0) as ballast, contextlib.suppress(OSError):
                 while True:
                     ballast.write(bytes(4096))
-        if trainer.current_epoch == 3:
+        if trainer.current_epoch == self.frees_in_epoch:
             self.ballast.unlink()
 
 
-def trained(folder: Path) -> dict[str, Any]:
+def trained(folder: Path, frees_in_epoch: int = 3) -> dict[str, Any]:
     """Train there, and return the path and the score of the best checkpoint."""
     quiet = ("--trainer.enable_progress_bar=false", "--trainer.max_epochs=4")
     cli = TrainingCLI(Job(folder), ["--model=scored.Scored", "--model.init_args.scores=[3,1,4,2]", *quiet])
-    cli.trainer.callbacks.insert(0, Fills(folder / "ballast"))
+    cli.trainer.callbacks.insert(0, Fills(folder / "ballast", frees_in_epoch))
     app.train(cli)
     return {"path": cli.best.best_model_path, "score": float(cli.best.best_model_score or 0)}
 

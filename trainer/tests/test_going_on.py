@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import app
+from trainer import app, checkpoints
 from trainer.app import TrainingCLI
 from trainer.checkpoint_files import NEWEST_FIRST, Newest, load_whole, newest
 from trainer.checkpoint_io import write_whole
@@ -365,6 +365,16 @@ def test_a_full_disk_does_not_end_the_training(small_disk: Path, capsys: pytest.
     check_full_disk(small_disk, best)
 
 
+def test_a_disk_that_stays_full_is_an_error_in_the_end(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards: a job that ends well with a last.ckpt of epoch 0, and tests what is not its best."""
+    monkeypatch.setattr(checkpoints, "ROOM_SECONDS", 0.0)
+    with pytest.raises(OSError, match="best.ckpt and last.ckpt cannot be written: No space left"):
+        full_disk_ranks.trained(small_disk, frees_in_epoch=99)
+    assert load(small_disk / "checkpoints" / "last.ckpt")["epoch"] == 0
+
+
 @pytest.mark.fault
 def test_a_full_disk_hangs_no_rank(small_disk: Path, tmp_path: Path) -> None:
     """Guards: an exception on rank 0, which alone writes, while the others wait for it; ranks that know other bests."""
@@ -381,7 +391,7 @@ def check_full_disk(job: Path, best: dict[str, Any]) -> None:
     folder = job / "checkpoints"
     assert {file.name for file in folder.iterdir()} == set(NEWEST_FIRST), "nothing half written"
     assert load(folder / "last.ckpt")["epoch"] == 3 and load(folder / "previous.ckpt")["epoch"] == 0
-    assert best == {"path": str(folder / "best.ckpt"), "score": 2.0}, "the second was better, but is not there"
-    assert load(folder / "best.ckpt")["epoch"] == 3
+    assert best == {"path": str(folder / "best.ckpt"), "score": 1.0}, "of the second epoch, written when there was room"
+    assert load(folder / "best.ckpt")["epoch"] == 1
     (state,) = [state for key, state in load(folder / "last.ckpt")["callbacks"].items() if "BestCheckpoint" in key]
-    assert float(state["best_model_score"]) == 2.0
+    assert float(state["best_model_score"]) == 1.0

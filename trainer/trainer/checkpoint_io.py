@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
     `kill -9` or a power loss leaves a torn file (fsspec's transactions; lightning/fabric/utilities/cloud_io.py, 2.6.6).
 
     Where the disk is full (or fails) a line says so, the standing file stays, and the training goes on: Lightning calls
-    this on rank 0 alone, and an exception there would leave the others waiting. `failed` says which are out of date.
+    this on rank 0 alone, and an exception there would leave the others waiting. The newest content of each file waits
+    in memory until there is room, in order: a last.ckpt never names a best.ckpt that is not there yet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,8 +33,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         super().__init__()
         self._folder = Path(os.path.realpath(folder))
-        self.failed: set[Path] = set()
-        """Targets whose newest content could not be written: what stands there, if anything, is older."""
+        self._waiting: dict[Path, io.BytesIO] = {}
+        self._said = False
         self.on_written: Callable[[Path], None] = lambda path: None
         """Called with each file of the job's folder that has just been written."""
 
@@ -43,22 +45,43 @@ class WholeCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)  # not to the file: on a full disk torch raises RuntimeErrors of many kinds
-        try:
-            write_whole(target, buffer.getbuffer(), self._previous(target))
-        except OSError as error:
-            if not self.failed:
-                say(
-                    f"cannot write {target} ({error.strerror or error}); the training goes on, and the checkpoints of "
-                    "before stay"
-                )
-            self.failed.add(target)
-            return
-        if self.failed:
-            self.failed.discard(target)
-            if not self.failed:
-                say("checkpoints are written again")
-        if target.parent == self._folder:
-            self.on_written(target)
+        self._waiting.pop(target, None)
+        self._waiting[target] = buffer
+        error = self._write()
+        if error is not None and not self._said:
+            self._said = True
+            say(
+                f"cannot write {target} ({error.strerror or error}); the training goes on, and the checkpoints of "
+                "before stay"
+            )
+
+    def write_out(self, patience: float) -> None:
+        """Write what waits for room on the disk, trying again for `patience` seconds. For rank 0.
+
+        Raises:
+            OSError: There is still none.
+        """
+        deadline = time.monotonic() + patience
+        while (error := self._write()) is not None:
+            if time.monotonic() > deadline:
+                names = " and ".join(path.name for path in self._waiting)
+                raise OSError(error.errno, f"{names} cannot be written: {error.strerror or error}")
+            time.sleep(0.5)
+
+    def _write(self) -> OSError | None:
+        while self._waiting:
+            target, buffer = next(iter(self._waiting.items()))
+            try:
+                write_whole(target, buffer.getbuffer(), self._previous(target))
+            except OSError as error:
+                return error
+            del self._waiting[target]
+            if target.parent == self._folder:
+                self.on_written(target)
+        if self._said:
+            self._said = False
+            say("checkpoints are written again")
+        return None
 
     def hand_over_what_stands(self) -> None:
         """Call `on_written` with what was written just before the job was cut off, and perhaps not handed over."""

@@ -1,6 +1,5 @@
 """The two checkpoints that every job keeps: the best by the monitored metric, and the last."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from trainer.checkpoint_files import LAST
 from trainer.checkpoint_io import WholeCheckpointIO, link_or_copy
 from trainer.errors import UserError, did_you_mean, listed
+
+ROOM_SECONDS = 60.0
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -64,15 +65,11 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated |= not trainer.sanity_checking
         if self._measured(trainer):
-            before = copy.deepcopy(self.state_dict())
             super().on_validation_end(trainer, pl_module)
-            self._stay_true(trainer, before)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._measured(trainer):
-            before = copy.deepcopy(self.state_dict())
             super().on_train_epoch_end(trainer, pl_module)
-            self._stay_true(trainer, before)
         elif self._validated or not is_overridden("validation_step", pl_module):
             known = sorted(trainer.callback_metrics)
             raise UserError(
@@ -85,33 +82,32 @@ class BestCheckpoint(ModelCheckpoint):
         self.settle(trainer)
 
     def settle(self, trainer: Trainer) -> None:
-        """Take the last checkpoint for the best where no epoch was measured. Call it on all ranks, once or twice."""
+        """See to it that both checkpoints are there. Call it on all ranks, once or twice.
+
+        On a full disk they wait `ROOM_SECONDS` for room. Where no epoch was measured the last one is the best.
+
+        Raises:
+            OSError: There is no room.
+        """
+        if trainer.is_global_zero and isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO):
+            trainer.strategy.checkpoint_io.write_out(ROOM_SECONDS)
         if self.best_model_path or trainer.fast_dev_run or trainer.global_step == 0:
             return
         best = Path(self.format_checkpoint_name({}))
-        # Another name of it, since a checkpoint that is saved here belongs to the epoch after the last one.
-        if trainer.strategy.broadcast(trainer.is_global_zero and _named_too(best.with_name(LAST), best)):
-            self.best_model_path = str(best)
-            if trainer.is_global_zero:
-                if isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO):
-                    trainer.strategy.checkpoint_io.on_written(best)
-                why = f"{self.monitor} was never measured" if self.monitor else "no other could be written"
-                print(f"{why}, so the last epoch counts as the best", flush=True)
+        if trainer.is_global_zero:
+            # Another name of it, since a checkpoint that is saved here belongs to the epoch after the last one.
+            link_or_copy(best.with_name(LAST), best)
+            if isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO):
+                trainer.strategy.checkpoint_io.on_written(best)
+            print(f"{self.monitor} was never measured, so the last epoch counts as the best", flush=True)
+        self.best_model_path = str(best)
+        trainer.strategy.barrier("best.ckpt")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state_dict = self._on_disk or state_dict
         # Of another job, Lightning would take over the path of its best checkpoint: this job has its own.
         if state_dict.get("dirpath") == self.dirpath:
             super().load_state_dict(state_dict)
-
-    def _stay_true(self, trainer: Trainer, before: dict[str, Any]) -> None:
-        """Forget a better epoch that could not be written: what stands on disk is tested and logged in the end."""
-        checkpoint_io = trainer.strategy.checkpoint_io
-        failed = isinstance(checkpoint_io, WholeCheckpointIO) and Path(self.format_checkpoint_name({})) in (
-            checkpoint_io.failed
-        )
-        if trainer.strategy.broadcast(failed):  # of rank 0, which alone writes
-            super().load_state_dict(before)
 
     def _measured(self, trainer: Trainer) -> bool:
         return self.monitor is None or self.monitor in trainer.callback_metrics
@@ -127,15 +123,6 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=folder, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
         )
-
-
-def _named_too(file: Path, name: Path) -> bool:
-    """Give a file a second name; False where there is no file, or no room."""
-    try:
-        link_or_copy(file, name)
-    except OSError:
-        return False
-    return True
 
 
 def require_kept(trainer: dict[str, Any]) -> None:

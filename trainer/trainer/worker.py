@@ -43,7 +43,7 @@ def main() -> int:
             from trainer import script
 
             script.run(arguments, job)
-        job.write_done(rank)
+        job.write_done(rank, int(os.environ["WORLD_SIZE"]))
     except UserError as error:
         failure.write(failures, rank, error)
         return 2

@@ -24,7 +24,7 @@ def stale_attempts(name: str | None = None) -> list[Job]:
 
 
 def cut_off(name: str) -> Job | None:
-    """The newest attempt at a job, where it has or asked for a run and neither finished nor still runs; else None."""
+    """The newest attempt at a job, where it has or asked for a run, does not run, and has not finished and said so."""
     attempts = [job for job in all_jobs() if job.folder.parent.name == name and _asked(job)]
     if not attempts:
         return None
@@ -33,7 +33,14 @@ def cut_off(name: str) -> Job | None:
         attempts[-1].run_record()
     except DAMAGED:
         return None
-    return None if attempts[-1].is_claimed() or (end and end.status == "FINISHED") else attempts[-1]
+    over = end is not None and end.status == "FINISHED" and end.delivered
+    return None if over or attempts[-1].is_claimed() else attempts[-1]
+
+
+def has_finished(job: Job) -> bool:
+    """Whether a job came to its end, of which the server perhaps does not know."""
+    end = job.end_record()
+    return end.status == "FINISHED" if end else job.all_done()
 
 
 def _asked(job: Job) -> bool:

@@ -15,7 +15,7 @@ from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
 from trainer.launch.devices import Devices
-from trainer.launch.resume import Resume, claim_cut_off
+from trainer.launch.resume import Resume, claim_cut_off, close_finished
 from trainer.launch.workers import Ending, Workers
 from trainer.terminal import say
 from trainer.tracking import server
@@ -70,6 +70,9 @@ def launch(
         server.wait_for(uri, say=say)
     _check(name)
     experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
+    closed = close_finished(name, experiment, uri, resume, say)
+    if closed is not None:
+        return 0 if closed else 1
     cut_off = claim_cut_off(name, experiment, uri, resume, say)
     if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
         from trainer.launch import stale

@@ -12,6 +12,30 @@ USER_ERROR = 2
 """The exit code of a job that a mistake in what it was given has ended."""
 
 
+def close_finished(name: str, experiment: str, uri: str, resume: Resume, say: Callable[[str], None]) -> bool | None:
+    """Deliver what the newest attempt at a job has left, where launch died, or gave up, after the training's end.
+
+    Args:
+        name: The job's name.
+        experiment: It must have been in this MLflow experiment,
+        uri: on this server.
+        resume: Whether the user wants to go on with it at all.
+        say: Called with a line for the user.
+
+    Returns:
+        Whether the server knows all of it now; None where there is no such attempt.
+    """
+    job = None if resume == "never" else jobs.cut_off(name)
+    if job is None or not jobs.has_finished(job) or not _is(job, experiment, uri):
+        return None
+    from trainer.launch import stale
+
+    say(
+        f"{job.run_name} has finished its training; what the server does not know yet is delivered (--new starts a run)"
+    )
+    return stale.close(job, uri, say)
+
+
 def claim_cut_off(name: str, experiment: str, uri: str, resume: Resume, say: Callable[[str], None]) -> Job | None:
     """Take the newest attempt at a job into this process's hands, where it was cut off.
 
@@ -47,7 +71,7 @@ def claim_cut_off(name: str, experiment: str, uri: str, resume: Resume, say: Cal
 
 def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) -> bool:
     run, end = job.run_record() or _run_asked_for(job, uri), job.end_record()
-    if run is None or (run.experiment, run.server) != (experiment, uri) or job.arguments()[0] != "fit":
+    if run is None or not _is(job, experiment, uri):
         return False
     if end is not None and end.exit_code == USER_ERROR and not any(job.checkpoints.glob("*.ckpt")):
         return False  # it had not begun
@@ -55,6 +79,11 @@ def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) ->
         say(f"the run of {job.run_name} was deleted on the server, so a new one starts")
         return False
     return True
+
+
+def _is(job: Job, experiment: str, uri: str) -> bool:
+    run = job.run_record()
+    return run is not None and (run.experiment, run.server) == (experiment, uri) and job.arguments()[0] == "fit"
 
 
 def _run_asked_for(job: Job, uri: str) -> RunRecord | None:

@@ -102,6 +102,8 @@ def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:
     status = RunStatus.from_string(there.info.status)
     if RunStatus.is_terminated(status):  # launch got that far, or somebody closed the run by hand
         return EndRecord(there.info.status, None, there.info.end_time or last_sign, {})
+    if job.all_done():  # launch died before it could write that down
+        return EndRecord("FINISHED", 0, last_sign, {})
     return EndRecord("KILLED", None, last_sign, {"killed_by": LOST})
 
 

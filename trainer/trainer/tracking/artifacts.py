@@ -1,8 +1,10 @@
 """Artifact repositories of a job: `job:<real URI>` on global rank 0, `null:` on every other rank."""
 
+import errno
 import os
 import posixpath
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from trainer.tracking import outbox, promises, server
 from trainer.tracking.job import Job
 from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, SERVER_VARIABLE
+from trainer.tracking.spool import writer_of
 
 PROBE_SECONDS = 3.0
+MOST_BYTES_IN_MEMORY = 2**28
+"""Of one file that waits there for room on a full disk."""
 
 
 def job_artifact_repository(
@@ -69,7 +74,14 @@ class JobArtifactRepository(ArtifactRepository):
         to, root = self._place()
         run = self._job.run_record()
         path = posixpath.join(root, artifact_path or "", Path(local_file).name)
-        outbox.put(self._job, run.run_id if run else "", Path(local_file), path, to)
+        put = partial(outbox.put, self._job, run.run_id if run else "", path=path, to=to)
+        try:
+            put(Path(local_file))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or os.path.getsize(local_file) > MOST_BYTES_IN_MEMORY:
+                raise
+            # Its owner may delete it now.
+            writer_of(self._job.spool).do(partial(put, Path(local_file).read_bytes()))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         for folder, _, names in os.walk(local_dir):

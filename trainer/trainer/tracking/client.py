@@ -25,7 +25,7 @@ from trainer.tracking import outbox
 from trainer.tracking.history import History
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME, SERVER_VARIABLE
-from trainer.tracking.store import writer_of
+from trainer.tracking.spool import writer_of
 
 MODEL_NAME = "model"
 DISK_SECONDS = 60.0

@@ -120,10 +120,10 @@ class Job:
         """What ranks other than local rank 0 print, as torchrun lays it out."""
         return self.folder / "logs"
 
-    def write_done(self, rank: int) -> None:
+    def write_done(self, rank: int, world_size: int) -> None:
         """Record that a rank came to its end; exit code 0 alone could be an `os._exit` in the middle."""
         (self.folder / "done").mkdir(exist_ok=True)
-        (self.folder / "done" / str(rank)).touch()
+        (self.folder / "done" / str(rank)).write_text(str(world_size))
 
     def forget_done(self, rank: int) -> None:
         """For a rank that is started again."""
@@ -131,6 +131,14 @@ class Job:
 
     def done(self, rank: int) -> bool:
         return (self.folder / "done" / str(rank)).exists()
+
+    def all_done(self) -> bool:
+        """Whether every rank came to its end."""
+        try:
+            world_size = int((self.folder / "done" / "0").read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(self.done(rank) for rank in range(world_size))
 
     @property
     def resumes(self) -> int:

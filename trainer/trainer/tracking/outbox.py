@@ -16,13 +16,13 @@ from trainer.tracking import spool
 from trainer.tracking.job import Job, sync_folder
 
 
-def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bool = False) -> None:
+def put(job: Job, run_id: str, file: Path | bytes, path: str, to: str = "", replaces: bool = False) -> None:
     """Keep a copy of a file for the server, on disk when this returns.
 
     Args:
         job: Whose outbox.
         run_id: The job's run.
-        file: What to copy.
+        file: What to copy, or its content.
         path: Where it goes among the artifacts.
         to: URI of a logged model's artifacts; by default those of the run.
         replaces: Whether those of the same path that still wait need not be sent any more. Such a file is linked where
@@ -37,7 +37,7 @@ def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bo
     try:
         copy.parent.mkdir(parents=True)
         # What is linked is on disk; where a power loss takes the link, the next start puts the file here once more.
-        if not (replaces and _linked(file, copy)):
+        if not (replaces and isinstance(file, Path) and _linked(file, copy)):
             _copied(file, copy, job.folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,8 +49,11 @@ def put(job: Job, run_id: str, file: Path, path: str, to: str = "", replaces: bo
         raise
 
 
-def _copied(file: Path, copy: Path, top: Path) -> None:
-    shutil.copyfile(file, copy)
+def _copied(file: Path | bytes, copy: Path, top: Path) -> None:
+    if isinstance(file, bytes):
+        copy.write_bytes(file)
+    else:
+        shutil.copyfile(file, copy)
     with open(copy, "rb") as written:
         os.fsync(written.fileno())
     for parent in copy.parents:

@@ -10,8 +10,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from trainer.terminal import say
 
 Record = dict[str, Any]
 """One of these, each with the "run_id" that it belongs to:
@@ -63,7 +66,7 @@ def append(spool: Path, record: Record) -> None:
 
 
 class SpoolWriter:
-    """Appends records, and keeps them in memory, in order, while the disk takes none.
+    """Appends records, and keeps them, and files, in memory, in order, while the disk takes none.
 
     Args:
         spool: The file.
@@ -73,13 +76,17 @@ class SpoolWriter:
     def __init__(self, spool: Path, say: Callable[[str], None]) -> None:
         self._spool = spool
         self._say = say
-        self._waiting: list[Record] = []
+        self._waiting: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     def append(self, record: Record) -> None:
         """Append one record, behind those that wait; on disk when this returns, or in memory where the disk is full."""
+        self.do(partial(append, self._spool, record))
+
+    def do(self, write: Callable[[], None]) -> None:
+        """Call `write` when the disk takes what it writes, at once if it can be; it raises OSError until then."""
         with self._lock:
-            self._waiting.append(record)
+            self._waiting.append(write)
             self._write()
 
     def flush(self, patience: float) -> None:
@@ -101,7 +108,7 @@ class SpoolWriter:
         was_full = len(self._waiting) > 1
         while self._waiting:
             try:
-                append(self._spool, self._waiting[0])
+                self._waiting[0]()
             except OSError as error:
                 if not was_full and len(self._waiting) == 1:
                     self._say(f"{self._spool} cannot be written ({error.strerror}); what is logged waits in memory")
@@ -110,6 +117,12 @@ class SpoolWriter:
         if was_full:
             self._say(f"{self._spool} can be written again")
         return None
+
+
+@cache
+def writer_of(spool: Path) -> SpoolWriter:
+    """This process's one writer of a spool."""
+    return SpoolWriter(spool, say)
 
 
 def set_aside(refused: Path, lines: list[bytes]) -> None:

@@ -8,8 +8,7 @@ Both are registered through MLflow's plugin entry point `mlflow.tracking_store`;
 
 import os
 import time
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from mlflow.entities import (
@@ -45,7 +44,7 @@ from trainer.tracking.loggers import let_loggers_ask_first
 from trainer.tracking.null_store import NullStore
 from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, jobs_server
-from trainer.tracking.spool import SpoolWriter
+from trainer.tracking.spool import writer_of
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
@@ -80,12 +79,6 @@ def http_store(store_uri: str, artifact_uri: str | None = None) -> RestStore:
     if store_uri.rstrip("/") != server_uri and os.environ["RANK"] == "0":
         say(f"the script names the tracking server {store_uri}: its run is at {server_uri}")
     return job_store(server_uri)
-
-
-@cache
-def writer_of(file: Path) -> SpoolWriter:
-    """This process's one writer of a spool."""
-    return SpoolWriter(file, say)
 
 
 class JobStore(RestStore):
