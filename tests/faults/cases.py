@@ -73,6 +73,7 @@ def _play(case: Case, servers: Servers, training: Training) -> Audit:
     found.demand(struck in fault.exit_codes, f"exit code {struck} instead of one of {fault.exit_codes}")
     if struck != 0 and fault.status is not None:
         found.demand(status in (fault.status, None), f"status {status} instead of {fault.status} when it was cut off")
+    found.demand(len(training.exit_codes) <= 2, f"{len(training.exit_codes)} starts: {training.exit_codes}")
     found.demand(not training.processes(), f"processes are left: {training.processes()}")
     return found
 

@@ -186,7 +186,9 @@ def test_a_file_that_is_not_taken_holds_up_nothing(
     until(lambda: "loss" in delivery.latest, seconds=5)
     assert not job.refused.exists(), "the metric did not wait for the file's tries"
     assert delivery.close(RunStatus.FINISHED, patience=60)
-    assert names(lab, run_id) == {"sub/good.txt"} and lab.client.get_run(run_id).info.status == "FINISHED"
+    assert (
+        names(lab, run_id) == {"sub/good.txt", uploads.PROBE} and lab.client.get_run(run_id).info.status == "FINISHED"
+    )
     assert [path.rsplit("/", 1)[1] for path in fickle.refused] == ["broken.txt"] * uploads.TRIES + ["forbidden.txt"]
     kept = {path.name: path.read_text() for path in (tmp_path / "refused").glob("*/sub/*")}
     assert kept == {"broken.txt": "broken.txt", "forbidden.txt": "forbidden.txt"}

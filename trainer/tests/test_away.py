@@ -1,5 +1,7 @@
 """A tracking server that is away: at the start, in the middle, at the end; nothing waits for it, nothing is lost."""
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def only_job(lab: Lab) -> Job:
     return Job(folder)
 
 
-def assert_all_is_there(lab: Lab, experiment: str, folder: Path) -> None:
+def assert_all_is_there(lab: Lab, experiment: str) -> None:
     run = lab.only_run(experiment)
     assert run.info.status == "FINISHED"
     for key in ("train_loss", "val_loss", "val_acc"):
@@ -51,9 +53,11 @@ def assert_all_is_there(lab: Lab, experiment: str, folder: Path) -> None:
     assert not job.refused.exists() and not job.outbox.exists() and job.end_record().delivered
 
 
-def test_a_job_without_a_server_is_delivered_by_sync(own: Lab, tmp_path: Path) -> None:
+def test_a_job_without_a_server_is_delivered_by_sync(own: Lab) -> None:
     """Guards: a job that cannot start or end without its server; a run, a model or a status that never gets there."""
+    began = time.monotonic()
     refused = own.run(*FIT)
+    assert time.monotonic() - began < 30
     assert refused.returncode == 2 and "no MLflow server answers" in refused.stdout and "--offline" in refused.stdout
     done = own.run(*FIT, "--experiment", "offline", "--offline")
     assert done.returncode == 0 and "trainer sync" in done.stdout and "FINISHED" in done.stdout, done.stdout
@@ -61,11 +65,11 @@ def test_a_job_without_a_server_is_delivered_by_sync(own: Lab, tmp_path: Path) -
     up(own)
     synced = own.run("sync")
     assert synced.returncode == 0 and "closed as FINISHED" in synced.stdout, synced.stdout
-    assert_all_is_there(own, "offline", tmp_path)
+    assert_all_is_there(own, "offline")
     assert own.run("sync").stdout.count("no stale run") == 1
 
 
-def test_a_server_that_goes_and_comes_back_gets_all_of_it(own: Lab, tmp_path: Path) -> None:
+def test_a_server_that_goes_and_comes_back_gets_all_of_it(own: Lab) -> None:
     """Guards: a training that waits; points, the model or the status lost; an outage that nobody can see afterwards."""
     up(own)
     launch = own.start(*FIT, "--experiment", "outage")
@@ -76,7 +80,21 @@ def test_a_server_that_goes_and_comes_back_gets_all_of_it(own: Lab, tmp_path: Pa
     up(own)
     output, _ = launch.communicate(timeout=120)
     assert launch.returncode == 0, output
-    assert_all_is_there(own, "outage", tmp_path)
+    assert_all_is_there(own, "outage")
     run = own.only_run("outage")
     ((step, seconds),) = own.points(run, "outage_seconds")
     assert step == 0 and seconds > 1
+
+
+def test_an_end_that_was_none_is_taken_back_behind_the_outage(own: Lab) -> None:
+    """Guards: a FINISHED run with the tag `killed_by`, which waited on disk while the job went on."""
+    launch = own.start(*FIT, "--experiment", "ended-away", "--offline")
+    until(lambda: bool(list(own.folder.glob("state/digits/*/checkpoints/last.ckpt"))), 120)
+    launch.send_signal(signal.SIGTERM)
+    launch.communicate(timeout=120)
+    assert only_job(own).end_record().status == "KILLED" and only_job(own).run_record().promised
+    up(own)
+    done = own.run(*FIT, "--experiment", "ended-away")
+    assert done.returncode == 0 and "going on with" in done.stdout, done.stdout
+    assert_all_is_there(own, "ended-away")
+    assert "killed_by" not in own.only_run("ended-away").data.tags

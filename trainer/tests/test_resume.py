@@ -10,6 +10,7 @@ from harness import DIGITS, Lab, until
 from trainer.tracking import spool
 from trainer.tracking.history import History
 from trainer.tracking.job import Job
+from trainer.tracking.promises import Promises
 from trainer.tracking.store import record_of
 
 FIT = (*DIGITS, "--trainer.max_epochs", "5")
@@ -73,11 +74,23 @@ def test_what_is_in_the_spool_is_known(tmp_path: Path) -> None:
     with open(file, "ab") as torn:
         torn.write(b'{"run_id": "r", "metr')
     history = History(job)
-    assert history.has("r", Metric("loss", 7.0, 9, 3)) and not history.has("r", Metric("loss", 1.0, 0, 4))
-    assert not history.has("other", Metric("loss", 1.0, 0, 3)), "of another run"
-    assert not history.has("r", Metric("several", 1.0, 0, 0)), "several points at one step are meant"
     assert history.next_step("r", "lo") == 4 and history.next_step("r", "none") == 0
+    assert not history.takes_back("r", Metric("loss", 1.0, 0, 4)), "a step that is new"
+    assert not history.takes_back("other", Metric("loss", 1.0, 0, 3)), "of another run"
+    assert not history.takes_back("r", Metric("several", 1.0, 0, 0)), "several points at one step are meant"
+    assert history.takes_back("r", Metric("loss", 7.0, 9, 3))
+    assert not history.takes_back("r", Metric("loss", 8.0, 9, 3)), "logged without a step: the next one is new"
     assert history.drift("r", "lr", "2") == "1 -> 2" and history.drift("r", "lr", "1") is None
     spool.append(file, record_of("r", [], [], [RunTag("drift.lr", "1 -> 2")]))
     assert History(job).drift("r", "lr", "3") == "1 -> 2 -> 3" and History(job).drift("r", "lr", "2") is None
     assert History(job).drift("r", "lr", "1") == "1 -> 2 -> 1", "back again is a change too"
+
+
+def test_a_promise_that_is_kept_meanwhile_changes_nothing(tmp_path: Path) -> None:
+    """Guards: points twice, where the server gives the run's id after this start has read what stands under ours."""
+    job = Job(tmp_path)
+    spool.append(job.spool, record_of("promised", [Metric("loss", 1.0, 0, step) for step in (0, 1)], [], []))
+    history = History(job)
+    Promises(job).keep({"promised": "real"})
+    assert history.takes_back("real", Metric("loss", 1.0, 0, 0))
+    assert history.takes_back("promised", Metric("loss", 1.0, 0, 1))

@@ -47,6 +47,8 @@ def run(arguments: list[str], job: Job) -> None:
             client.flush()
         if os.environ["RANK"] == "0":
             client.close_run(job)  # also of a script that failed before it had one: launch sets the status
+        with contextlib.suppress(OSError):  # tried once more below, where nothing else has failed
+            client.write_out()
     _end_as_an_interpreter_does()
     client.write_out()
 

@@ -58,7 +58,8 @@ class AutologgingAtTheRightTime:
         stoppings = trainer.early_stopping_callbacks
         stopped = [one for one in stoppings if one.stopping_reason.name != "NOT_STOPPED"]
         if stopped and trainer.is_global_zero:
-            client.log_metrics({"stopped_epoch": float(min(one.stopped_epoch for one in stopped))})
+            epoch = min(one.stopped_epoch for one in stopped)
+            client.log_metrics({"stopped_epoch": float(epoch)}, epoch)
             for one in stopped:
                 print(f"stopped early in epoch {one.stopped_epoch}: {one.stopping_reason_message}", flush=True)
 

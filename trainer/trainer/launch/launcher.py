@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trainer.launch.run import JobRun
 
 POLL_SECONDS = 0.2
+WORKERS_RETRIES = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+"""MLflow's default, 7, keeps a worker waiting for minutes where it can go on without the server."""
 LAST_DELIVERY_SECONDS = 300.0
 """How long the end of a job waits for a tracking server that is away."""
 LAST_DELIVERY_SECONDS_KILLED = 30.0
@@ -74,7 +76,8 @@ def launch(
     if closed is not None:
         return 0 if closed else 1
     cut_off = claim_cut_off(name, experiment, uri, resume, say)
-    if jobs.stale_attempts(name):  # asked first, since MLflow takes seconds to load
+    # Asked first, since MLflow takes seconds to load.
+    if jobs.stale_attempts(name) and (not offline or server.answers(uri)):
         from trainer.launch import stale
 
         stale.close_attempts(name, uri, say)
@@ -179,6 +182,7 @@ def _worker_environment(uri: str, experiment: str, devices: Devices) -> dict[str
         SERVER_VARIABLE: uri,
         "MLFLOW_REGISTRY_URI": uri,  # the registry has no store of the job's own
         "MLFLOW_EXPERIMENT_NAME": experiment,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": WORKERS_RETRIES,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # launch prints the URL that the user can open
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         # Threads that spin while they wait starve the others where the cores are shared: 11-21 s an epoch of digits

@@ -5,9 +5,11 @@ from typing import Literal
 
 from trainer.errors import UserError
 from trainer.launch import jobs
+from trainer.tracking import server
 from trainer.tracking.job import Job, RunRecord
 
 Resume = Literal["auto", "must", "never"]
+PROBE_SECONDS = 3.0
 USER_ERROR = 2
 """The exit code of a job that a mistake in what it was given has ended."""
 
@@ -70,6 +72,14 @@ def claim_cut_off(name: str, experiment: str, uri: str, resume: Resume, say: Cal
 
 
 def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) -> bool:
+    try:
+        return _can_go_on(job, experiment, uri, say)
+    except jobs.DAMAGED as error:
+        say(f"{job.folder} is damaged, so a new run starts: {error}")
+        return False
+
+
+def _can_go_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) -> bool:
     run, end = job.run_record() or _run_asked_for(job, uri), job.end_record()
     if run is None or not _is(job, experiment, uri):
         return False
@@ -89,7 +99,7 @@ def _is(job: Job, experiment: str, uri: str) -> bool:
 def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
     """The run that the server has made for a job which died before it could write that down."""
     asked = job.asking()
-    if asked is None or asked[1] != uri:
+    if asked is None or asked[1] != uri or not server.answers(uri, PROBE_SECONDS):
         return None
     from mlflow.exceptions import MlflowException
 
@@ -103,6 +113,8 @@ def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
 
 
 def _was_deleted(job: Job, uri: str) -> bool:
+    if not server.answers(uri, PROBE_SECONDS):
+        return False
     from mlflow.entities import LifecycleStage  # MLflow takes seconds to load: only where a job was cut off
     from mlflow.exceptions import MlflowException
 

@@ -8,13 +8,15 @@ from mlflow.entities import RunTag
 from trainer.launch.closing import close_run
 from trainer.launch.system_metrics import SystemMetrics
 from trainer.launch.workers import Ending
-from trainer.tracking import server, spool
+from trainer.tracking import calls, server, spool
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import EndRecord, Job
 from trainer.tracking.schemes import MAX_TAG_LENGTH
 from trainer.tracking.store import record_of
 
+END_TAGS = ("failure", "killed_by")
+"""What a run's tags say about its end."""
 HOST = "environment.host"
 """No setting: in a container it is another one at every start."""
 
@@ -54,8 +56,14 @@ class JobRun:
         """
         if self._system_metrics is not None or (record := self._job.run_record()) is None:
             return False
+        before = History(self._job)
+        records = [record_of(record.run_id, [], [], self._tags(record.run_id, before))]
+        # Behind what the spool says of an end that was none.
+        ends = [key for key in END_TAGS if before.tag(record.run_id, key) is not None]
+        records += [calls.removal_of_tag(record.run_id, key) for key in ends]
         try:
-            spool.append(self._job.spool, record_of(record.run_id, [], [], self._tags(record.run_id)))
+            for one in records:
+                spool.append(self._job.spool, one)
         except OSError:  # a full disk; the next call tries again
             return False
         self._delivery.start()
@@ -67,10 +75,9 @@ class JobRun:
         """Whether the server is taking what the job writes."""
         return not self._delivery.is_away()
 
-    def _tags(self, run_id: str) -> list[RunTag]:
+    def _tags(self, run_id: str, before: History) -> list[RunTag]:
         """Provenance; where the job goes on, how it has changed since: the run's results rest on both."""
-        before = History(self._job)
-        tags = {key: value for key, value in self._provenance.items() if (run_id, key) not in before.tags}
+        tags = {key: value for key, value in self._provenance.items() if before.tag(run_id, key) is None}
         for key in self._provenance.keys() - tags.keys() - {HOST}:
             if drift := before.drift(run_id, key, self._provenance[key]):
                 tags[DRIFT + key] = drift[:MAX_TAG_LENGTH]

@@ -66,6 +66,9 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
         try:
             if job.run_record() is None and not _find(job, delivery, uri):
                 return True
+            run = job.run_record()
+            if run is not None and run.promised and run.server != uri:
+                return _without_run(job, run, uri, say)
             delivery.open_run()
             run = job.run_record()
             assert run is not None, "found or recorded"

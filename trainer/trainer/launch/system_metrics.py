@@ -85,6 +85,10 @@ class SystemMetrics:
         counted = [gpu.energy.kwh for gpu in self._gpus if gpu.energy.kwh is not None]
         if counted:  # no GPU, no energy: nothing here can measure the rest of the machine
             self._append([Metric(ENERGY, sum(counted), int(time.time() * 1000), self._ends)])
+        try:
+            self._spool.flush(LAST_SAMPLE_SECONDS)
+        except OSError as error:
+            self._complain(f"samples of the system metrics are lost: {error}")
 
     def _loop(self) -> None:
         self._stop.wait(min(1.0, self._interval))  # psutil counts the CPU from the first call on

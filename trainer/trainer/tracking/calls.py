@@ -3,13 +3,17 @@
 Each is the REST call that MLflow's own store would have made, and launch makes it later.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
 from mlflow.entities import LoggedModel, LoggedModelParameter, LoggedModelTag
+from mlflow.exceptions import MlflowException
 from mlflow.protos import service_pb2
 from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.proto_json_utils import message_to_json
 
+from trainer.tracking.answers import is_missing
 from trainer.tracking.spool import Record
 
 DEFERRED = {
@@ -34,13 +38,28 @@ def of_call(run_id: str, api: type[Message], body: str | None, endpoint: str | N
     return {"run_id": run_id, "call": api.__name__, "body": body, "endpoint": endpoint}
 
 
-def make(store: RestStore, record: Record) -> None:
-    """Make the call of a record.
+def removal_of_tag(run_id: str, key: str) -> Record:
+    """A tag of a run to be deleted, as a spool record."""
+    return of_call(run_id, service_pb2.DeleteTag, message_to_json(service_pb2.DeleteTag(run_id=run_id, key=key)), None)
+
+
+def prepared(store: RestStore, record: Record) -> Callable[[], None]:
+    """The call of a record, to be made; it raises MlflowException where the server is away, or refuses it.
 
     Raises:
-        MlflowException: The server is away, or refuses it.
+        KeyError: The record is of no such call.
     """
-    store._call_endpoint(DEFERRED[record["call"]], record["body"], record["endpoint"])
+    api = DEFERRED[record["call"]]
+
+    def make() -> None:
+        try:
+            store._call_endpoint(api, record["body"], record["endpoint"])
+        except MlflowException as error:
+            # Deleted before a crash, or never there.
+            if not (is_missing(error) and record["call"].startswith("Delete")):
+                raise
+
+    return make
 
 
 def of_model(run_id: str, model: LoggedModel) -> Record:

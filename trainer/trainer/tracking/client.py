@@ -70,7 +70,12 @@ def run() -> Iterator[None]:
     """The job's one run as MLflow's active run, so that autolog joins it."""
     mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
     with mlflow.start_run():
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # what failed is the cause
+                write_out()
+            raise
     write_out()
 
 

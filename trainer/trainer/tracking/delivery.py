@@ -31,8 +31,6 @@ INTERVAL_SECONDS = 1.0
 UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
-END_TAGS = {"failure", "killed_by"}
-"""What a run's tags say about its end."""
 
 
 class Delivery:
@@ -57,7 +55,7 @@ class Delivery:
         self._promises = Promises(job)
         self._outage = Outage(job, TRACKING)
         self._aside: list[tuple[bytes, str]] = []
-        self._last_os_error = ""
+        self._last_error = ""
         self._run_is_gone = False
         self._to_reopen = reopened
         self._model_tries = 0
@@ -183,9 +181,9 @@ class Delivery:
     def _try(self, deliver: Callable[[], bool]) -> bool:
         try:
             return deliver()
-        except OSError as error:  # the state folder's disk, full say; the next try may find room
-            if str(error) != self._last_os_error:
-                self._last_os_error = str(error)
+        except Exception as error:  # the state folder's disk, full say; whatever it is, a later try may do better
+            if str(error) != self._last_error:
+                self._last_error = str(error)
                 self._say(f"the spool cannot be delivered: {error}")
             return False
 
@@ -209,15 +207,13 @@ class Delivery:
         return True
 
     def _reopen(self) -> bool:
-        """Take back what the run says about an end that was none; False if the server is away."""
+        """Set a run that was closed to RUNNING again; False if the server is away."""
         record = self._job.run_record()
         assert record is not None, "a job that goes on has a run"
         try:
             run = self.run()
             if run is not None:
                 self._store.update_run_info(record.run_id, RunStatus.RUNNING, None, None)
-                for key in END_TAGS & run.data.tags.keys():
-                    self._store.delete_tag(record.run_id, key)
         except MlflowException as error:
             if not is_final(error):
                 return self._away(error)
@@ -254,7 +250,7 @@ class Delivery:
         if "model" in first:
             return partial(self._make_model, first)
         if "call" in first:
-            return partial(calls.make, self._store, self._promises.in_record(first))
+            return calls.prepared(self._store, self._promises.in_record(first))
         record = self._promises.in_record(batches.merged(batch))
         return partial(self._store.log_batch, record["run_id"], *batches.values(record))
 
@@ -278,6 +274,8 @@ class Delivery:
         if parts := batches.parts(batch[0]):
             return all(self._deliver([part]) for part in parts)
         self._aside.append((batches.as_line(batch[0]), reason))
+        if "model" in batch[0]:
+            self._promises.keep({batch[0]["location"]: promises.refused_uri()})
         self._back()
         return True
 

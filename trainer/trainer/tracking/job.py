@@ -178,7 +178,7 @@ class Job:
 
     def write_arguments(self, arguments: list[str]) -> None:
         """Record what the workers are to do."""
-        self._arguments_file.write_text(json.dumps(arguments))
+        write_whole(self._arguments_file, json.dumps(arguments))
 
     def arguments(self) -> list[str]:
         return json.loads(self._arguments_file.read_text())
@@ -247,13 +247,16 @@ class Job:
             wait: Wait for whoever has it, instead of returning False.
         """
         file = open(self._claim_file, "ab")  # noqa: SIM115 (kept open; no child inherits it)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self._claim = file
-        return True
+        for patience in (0.2, 0.2, 0.0):  # somebody who only looks (`is_claimed`) has it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(patience)
+            else:
+                self._claim = file
+                return True
+        file.close()
+        return False
 
     def release(self) -> None:
         if self._claim is not None:

@@ -49,7 +49,7 @@ class Outage:
         return news
 
     def end(self) -> float | None:
-        """The server is back. Returns the seconds that it was away, or None where it was not."""
+        """The server is back. Returns the seconds that it was away, or None where it was not, or was said to be."""
         began = self._began
         if began is None:
             return None
@@ -62,7 +62,10 @@ class Outage:
             "timestamp": int(began * 1000),
             "step": History(self._job).next_step(record.run_id, self._metric),
         }
-        spool.append(self._job.spool, {"run_id": record.run_id, "metrics": [point], "params": [], "tags": []})
+        try:
+            spool.append(self._job.spool, {"run_id": record.run_id, "metrics": [point], "params": [], "tags": []})
+        except OSError:  # a full disk; told when it has room
+            return None
         self._file.unlink(missing_ok=True)
         self._began, self._said = None, False
         return seconds

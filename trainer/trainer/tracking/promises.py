@@ -11,6 +11,8 @@ from trainer.tracking.job import Job, write_whole
 
 URI = "promised:/"
 """Scheme of the place that artifacts go to once the server has said where that is."""
+REFUSED = "refused:/"
+"""Scheme of the place that artifacts would have gone to, had the server not refused what they are of."""
 EXPERIMENT = "promised:"
 """Before an experiment's name: its id, until the server has given one."""
 
@@ -25,6 +27,10 @@ def model_id() -> str:
 
 def uri() -> str:
     return URI + uuid.uuid4().hex
+
+
+def refused_uri() -> str:
+    return REFUSED + uuid.uuid4().hex
 
 
 class Promises:

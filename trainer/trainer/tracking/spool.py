@@ -77,6 +77,7 @@ class SpoolWriter:
         self._spool = spool
         self._say = say
         self._waiting: list[Callable[[], None]] = []
+        self._full = False
         self._lock = threading.Lock()
 
     def append(self, record: Record) -> None:
@@ -105,16 +106,17 @@ class SpoolWriter:
                 time.sleep(0.5)
 
     def _write(self) -> OSError | None:
-        was_full = len(self._waiting) > 1
         while self._waiting:
             try:
                 self._waiting[0]()
             except OSError as error:
-                if not was_full and len(self._waiting) == 1:
+                if not self._full:
+                    self._full = True
                     self._say(f"{self._spool} cannot be written ({error.strerror}); what is logged waits in memory")
                 return error
             del self._waiting[0]
-        if was_full:
+        if self._full:
+            self._full = False
             self._say(f"{self._spool} can be written again")
         return None
 

@@ -8,8 +8,9 @@ Both are registered through MLflow's plugin entry point `mlflow.tracking_store`;
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow.entities import (
     Experiment,
@@ -38,13 +39,15 @@ from trainer.errors import UserError
 from trainer.terminal import say
 from trainer.tracking import calls, entities, promises, server, spool
 from trainer.tracking.answers import is_final
-from trainer.tracking.history import DRIFT, History
+from trainer.tracking.history import DRIFT, of_earlier_starts
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
 from trainer.tracking.null_store import NullStore
 from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, jobs_server
 from trainer.tracking.spool import writer_of
+
+T = TypeVar("T")
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
@@ -88,11 +91,11 @@ class JobStore(RestStore):
         super().__init__(partial(get_default_host_creds, server_uri))
         self._job = job
         self._server_uri = server_uri
-        self._before = History(job)
+        self._before = of_earlier_starts(job.folder)
         self._spool = writer_of(job.spool)
         self._promises = Promises(job)
         self._models: dict[str, LoggedModel] = {}
-        self._params = dict(self._before.params)
+        self._params: dict[tuple[str, str], str] = {}
         self._wrote = False
         self._patient = True
         self._epoch: tuple[str, int, float] | None = None
@@ -171,33 +174,53 @@ class JobStore(RestStore):
         except UserError:  # something is, and says what is wrong
             return True
 
+    def _ask(self, ask: Callable[[], T], otherwise: T) -> T:
+        """The server's answer, or what the job says where the server, or the database behind it, is away.
+
+        Raises:
+            MlflowException: The server refuses.
+        """
+        if not self._answers():
+            return otherwise
+        try:
+            return ask()
+        except MlflowException as error:
+            if is_final(error):
+                raise
+            return otherwise
+
     def get_experiment(self, experiment_id: str) -> Experiment:
         record = self._job.run_record()
         if experiment_id.startswith(promises.EXPERIMENT):
             return entities.experiment(experiment_id, experiment_id.removeprefix(promises.EXPERIMENT))
-        if record is not None and record.experiment_id == experiment_id and not self._answers():
-            return entities.experiment(experiment_id, record.experiment)
+        if record is not None and record.experiment_id == experiment_id:
+            own = entities.experiment(experiment_id, record.experiment)
+            return self._ask(partial(super().get_experiment, experiment_id), own)
         return super().get_experiment(experiment_id)
 
     def get_experiment_by_name(self, experiment_name: str) -> Experiment | None:
         record = self._job.run_record()
         if record is not None and record.experiment == experiment_name:
             return entities.experiment(record.experiment_id, experiment_name)
-        if not self._answers():
-            return entities.experiment(promises.EXPERIMENT + experiment_name, experiment_name)
-        return super().get_experiment_by_name(experiment_name)
+        promised = entities.experiment(promises.EXPERIMENT + experiment_name, experiment_name)
+        return self._ask(partial(super().get_experiment_by_name, experiment_name), promised)
 
     def get_run(self, run_id: str) -> Run:
         self._wait_for_delivery()
         record = self._job.run_record()
         run_id = self._promises.in_text(run_id)
-        if record is not None and record.run_id == run_id and (record.promised or not self._answers()):
-            return Run(entities.own_info(record), RunData())
-        return entities.through_job(super().get_run(run_id))
+        if record is None or record.run_id != run_id:
+            return entities.through_job(super().get_run(run_id))
+        own = Run(entities.own_info(record), RunData())
+        if record.promised:
+            return own
+        found = self._ask(partial(super().get_run, run_id), None)
+        return own if found is None else entities.through_job(found)
 
     def get_metric_history(self, run_id: str, *args: Any, **kwargs: Any) -> PagedList[Metric]:
         self._wait_for_delivery()
-        return super().get_metric_history(self._promises.in_text(run_id), *args, **kwargs)
+        run_id = self._promises.in_text(run_id)
+        return self._ask(partial(super().get_metric_history, run_id, *args, **kwargs), PagedList([], None))
 
     def _search_runs(self, *args: Any, **kwargs: Any) -> tuple[list[Run], str | None]:
         self._wait_for_delivery()
@@ -234,7 +257,7 @@ class JobStore(RestStore):
         # Launch samples the machine for every job; a script's own sampler would double each point.
         metrics = [metric for metric in metrics if not metric.key.startswith(SYSTEM_METRICS)]
         metrics = [metric for metric in metrics if not self._repeats_the_epoch(run_id, metric)]
-        metrics = [metric for metric in metrics if not self._before.has(run_id, metric)]
+        metrics = [metric for metric in metrics if not self._before.takes_back(run_id, metric)]
         # Autologging's word for what its Trainer did last: on the run of a training it would read "testing".
         tags = [tag for tag in tags if (tag.key, tag.value) not in AUTOLOGGING_MODES]
         # Autologging gives two EarlyStoppings the same names in one batch: the first stands, as MLflow's params do.
@@ -263,7 +286,7 @@ class JobStore(RestStore):
         """The params without those that an earlier start of the job has set otherwise, and tags that name these."""
         drifts = {param.key: self._before.drift(run_id, param.key, param.value) for param in params}
         tags = [RunTag(DRIFT + key, drift[:MAX_TAG_LENGTH]) for key, drift in drifts.items() if drift is not None]
-        return [param for param in params if (run_id, param.key) not in self._before.params], tags
+        return [param for param in params if self._before.param(run_id, param.key) is None], tags
 
     def _repeats_the_epoch(self, run_id: str, metric: Metric) -> bool:
         """Lightning hands a logger the epoch with every call: at a step that is validated it would stand twice."""

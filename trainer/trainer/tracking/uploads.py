@@ -4,9 +4,9 @@ They have a place of their own in the spool and a thread of their own, so that a
 metric. A copy is removed once the server has it, and only then the place moves on: a crash repeats one upload at most.
 
 What the server refuses for good (4xx) is set aside. What fails while the server otherwise answers is tried
-`TRIES` times with growing pauses; then, where the artifact store can still list the run's files, it is the file that is
-at fault, and it is set aside, else the store is down, and all wait for it. Nothing is ever thrown away: what is set
-aside lies in the job's `refused/`.
+`TRIES` times with growing pauses; then, where the artifact store takes a small file, it is this one that is at fault,
+and it is set aside, else the store is down, and all wait for it. What is set aside lies in the job's `refused/`; only
+a checkpoint is left out where a newer one waits.
 
 A logged model is finished here too, behind its files: ready where all are there, failed where one was set aside.
 """
@@ -14,6 +14,7 @@ A logged model is finished here too, behind its files: ready where all are there
 import os
 import posixpath
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +40,8 @@ from trainer.tracking.spool import Line, SpoolReader
 
 INTERVAL_SECONDS = 1.0
 TRIES = 5
+PROBE = ".store-probe"
+"""The small file that a store is given to see whether it is the store or one file that is at fault."""
 FINAL_STATUSES = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.METHOD_NOT_ALLOWED,
@@ -66,7 +69,8 @@ class Uploads:
         self._promises = Promises(job)
         self._store = RestStore(partial(get_default_host_creds, server_uri))
         self._repositories: dict[str, ArtifactRepository] = {}
-        self._incomplete: set[str] = set()
+        self._incomplete = {record.get("to", "") for record in spool.records(job.refused) if "artifact" in record}
+        """Places of which a file was set aside."""
         self._outage = Outage(job, ARTIFACTS)
         self._tries = 0
         self._said = ""
@@ -112,11 +116,11 @@ class Uploads:
     def _send_pending(self) -> bool:
         """Send every file that waits; False if one is to be tried again."""
         while lines := self._reader.read(most=1000):
-            newest = {line.record["artifact"]: line for line in lines if line.record and line.record.get("replaces")}
+            newest = {_target(line.record): line for line in lines if line.record and line.record.get("replaces")}
             for line in lines:
                 if line.record is None or not spool.is_of_files(line.record):
                     continue
-                if newest.get(line.record.get("artifact"), line) is not line:
+                if line.record.get("replaces") and newest[_target(line.record)] is not line:
                     shutil.rmtree(self._job.outbox / line.record["copy"], ignore_errors=True)
                     continue
                 deliver = self._finalize if "finalize" in line.record else self._send
@@ -132,18 +136,21 @@ class Uploads:
         folder = self._job.outbox / line.record["copy"]
         if not (folder / path).exists():  # the last upload before a crash
             return True
-        if self._uri(line) is None:  # the delivery of values has it made
+        uri = self._uri(line)
+        if uri is None:  # the delivery of values has it made
             return False
+        if uri.startswith(promises.REFUSED):
+            self._set_aside(line, UserError("the server has refused the model that it is of"))
+            return True
+        self._put_real_names_in(folder / path)
         try:
-            self._put_real_names_in(folder / path)
             self._to_store(line).log_artifact(str(folder / path), posixpath.dirname(path) or None)
         except Exception as error:  # each kind of store has errors of its own
             return self._failed(line, error)
         self._tries = 0
-        if self._said:
-            self._said = ""
-            away = self._outage.end()
-            self._say("the artifact store takes files again" + (f" after {away:.0f} s" if away else ""))
+        self._said = ""
+        if (seconds := self._outage.end()) is not None:
+            self._say(f"the artifact store takes files again after {seconds:.0f} s")
         _remove(folder / path, folder)
         return True
 
@@ -160,7 +167,10 @@ class Uploads:
         record = self._promises.in_record(line.record)
         if record["to"].startswith(promises.URI):
             return False
-        status = LoggedModelStatus.FAILED if record["to"] in self._incomplete else LoggedModelStatus(record["status"])
+        if record["to"].startswith(promises.REFUSED):  # that has been said
+            return True
+        incomplete = {record["to"], line.record["to"]} & self._incomplete
+        status = LoggedModelStatus.FAILED if incomplete else LoggedModelStatus(record["status"])
         try:
             self._store.finalize_logged_model(record["finalize"], status)
         except MlflowException as error:
@@ -179,7 +189,7 @@ class Uploads:
             if self._tries < TRIES:
                 return False
             self._tries = 0
-            if not self._store_answers(line):
+            if not self._store_takes_files(line):
                 self._outage.begin()
                 self._say_once(f"the artifact store takes no files ({_reason(error)}); they wait on disk")
                 return False
@@ -191,9 +201,9 @@ class Uploads:
         assert line.record is not None
         folder = self._job.refused_files / line.record["copy"]
         folder.parent.mkdir(exist_ok=True)
-        os.rename(self._job.outbox / line.record["copy"], folder)
         spool.set_aside(self._job.refused, [line.raw])
-        self._incomplete.add(self._uri(line) or "")
+        os.rename(self._job.outbox / line.record["copy"], folder)
+        self._incomplete.add(line.record.get("to", ""))
         self._say(f"artifact {line.record['artifact']} is set aside in {folder}: {_reason(error)}")
 
     def _server_answers(self) -> bool:
@@ -202,11 +212,15 @@ class Uploads:
         except UserError:  # something answers, if only with an error
             return True
 
-    def _store_answers(self, line: Line) -> bool:
-        try:
-            self._to_store(line).list_artifacts()
-        except Exception:  # each kind of store has errors of its own
-            return False
+    def _store_takes_files(self, line: Line) -> bool:
+        """Whether it takes another, small one: it may list what it has and be full, or read-only."""
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / PROBE
+            probe.write_text("written to see whether the artifact store takes files\n")
+            try:
+                self._to_store(line).log_artifact(str(probe))
+            except Exception:  # each kind of store has errors of its own
+                return False
         return True
 
     def _uri(self, line: Line) -> str | None:
@@ -228,6 +242,11 @@ class Uploads:
         if line != self._said:
             self._said = line
             self._say(line)
+
+
+def _target(record: spool.Record) -> tuple[str, str]:
+    """Where a file goes."""
+    return record.get("to", ""), record["artifact"]
 
 
 def _final(error: Exception) -> bool:
