@@ -19,7 +19,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, then renames; of last.ckpt the one before is kept as previous.ckpt.
 
     Lightning's own writes to /tmp and moves: a copy where that is another file system, and never synced, so that a
-    `kill -9` or a power loss leaves a torn file (fsspec's transactions; lightning/fabric/utilities/cloud_io.py, 2.6.6).
+    `kill -9` or a power loss leaves a torn file (fsspec's transactions; Lightning #21253).
 
     Where the disk is full (or fails) a line says so, the standing file stays, and the training goes on: Lightning calls
     this on rank 0 alone, and an exception there would leave the others waiting. The newest content of each file waits

@@ -19,7 +19,7 @@ class ExactResume(Callback):
     - The random states of all ranks (Python, NumPy, PyTorch, CUDA), on which dropout and shuffling depend: metrics and
       weights are then bit for bit those of an uninterrupted job, on as many processes as before.
     - That the training was to stop: Lightning restores EarlyStopping, but trains one more epoch (`Trainer.fit` sets
-      `should_stop` to False, 2.6.6).
+      `should_stop` to False; Lightning #8278, closed as "won't fix").
     - What a ReduceLROnPlateau was about to be told: Lightning steps it after the checkpoint of the epoch.
     - Samplers are told their epoch before dataloader workers read from them; Lightning tells them after, so that the
       first epoch has the order of epoch 0 (Lightning #21938).

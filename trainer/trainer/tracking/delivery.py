@@ -1,7 +1,7 @@
 """Delivers a job's spool to the MLflow server, in the background, in order, until the job has ended.
 
-Delivering a batch twice does no harm: the server keeps one of equal (key, step, timestamp, value). So the place in
-the spool moves on only after the server has taken a batch, and a crash repeats the last batch at most.
+Delivering values twice does no harm: the server keeps one of equal (key, step, timestamp, value). So the place in the
+spool moves on only after the server has taken what was read, and a crash repeats that at most.
 Files have a queue of their own (uploads.py).
 """
 

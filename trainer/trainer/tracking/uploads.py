@@ -102,7 +102,7 @@ class Uploads:
             closing = self._closing.is_set()
             try:
                 sent = self._send_pending()
-            except OSError as error:  # the state folder's disk
+            except Exception as error:  # the state folder's disk, say; whatever it is, a later try may do better
                 sent = False
                 self._say_once(f"files wait in {self._job.outbox}: {error}")
             if sent and closing:
