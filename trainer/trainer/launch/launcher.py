@@ -75,7 +75,10 @@ def launch(
     closed = close_finished(name, experiment, uri, resume, say)
     if closed is not None:
         return 0 if closed else 1
-    cut_off = claim_cut_off(name, experiment, uri, resume, say)
+    try:
+        cut_off = claim_cut_off(name, experiment, uri, resume, say)
+    except OSError as error:
+        raise UserError(f"cannot write to {lab_dir()}: {error.strerror}; make room there, or set LAB_DIR") from None
     # Asked first, since MLflow takes seconds to load.
     if jobs.stale_attempts(name) and (not offline or server.answers(uri)):
         from trainer.launch import stale
