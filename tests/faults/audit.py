@@ -98,8 +98,8 @@ def read_truth(folder: Path, found: Audit) -> dict[tuple[str, int], float]:
     if losses:
         best = losses.index(min(losses))
         found.demand(len(losses) == best + PATIENCE + 1, f"best epoch {best}, but {len(losses)} epochs were trained")
-        points["best_epoch", 0], points["best_val_loss", 0] = float(best), losses[best]
-        points["stopped_epoch", 0] = float(len(losses) - 1)
+        points["best_epoch", best], points["best_val_loss", best] = float(best), losses[best]
+        points["stopped_epoch", len(losses) - 1] = float(len(losses) - 1)
     return points
 
 
@@ -176,7 +176,7 @@ def _audit_files(found: Audit, files: Path, truth: Path) -> None:
 
 def _audit_checkpoints(found: Audit, uploaded: Path, local: Path, true_points: dict[tuple[str, int], float]) -> None:
     last = max(step for key, step in true_points if key == "val_loss")
-    epochs = {"last.ckpt": last, "best.ckpt": int(true_points["best_epoch", 0])}
+    epochs = {"last.ckpt": last, "best.ckpt": next(step for key, step in true_points if key == "best_epoch")}
     for file in local.iterdir():
         # previous.ckpt: the last one but one, should the disk have damaged the last
         found.demand(file.name in {*epochs, "previous.ckpt"}, f"a file that is no checkpoint: {file.name}")
