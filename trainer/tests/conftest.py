@@ -28,3 +28,15 @@ def own_http_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delivery sets MLflow's HTTP settings for its process; here that is pytest's."""
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     monkeypatch.setenv(name, os.environ.get(name, "7"))
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """What launch tells a worker that is alone."""
+    monkeypatch = pytest.MonkeyPatch()
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("ACCELERATOR", "cpu")
+    monkeypatch.setattr("sys.argv", ["trainer"])
+    yield
+    monkeypatch.undo()

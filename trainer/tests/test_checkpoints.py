@@ -1,7 +1,6 @@
 """The best and the last checkpoint of a job: always there, whatever is configured; and going on from one."""
 
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,7 @@ EXAMPLE = str(PROJECT.parent / "examples" / "minimal" / "circle.yaml")
 MODEL_CHECKPOINT = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_process() -> Iterator[None]:
-    """What launch tells a worker that is alone."""
-    monkeypatch = pytest.MonkeyPatch()
-    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("ACCELERATOR", "cpu")
-    monkeypatch.setattr("sys.argv", ["trainer"])
-    yield
-    monkeypatch.undo()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def fitted(folder: Path, scores: list[float], *words: str, ckpt_path: Path | None = None) -> TrainingCLI:

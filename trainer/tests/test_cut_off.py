@@ -9,6 +9,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 
+from bitwise import same
 from harness import DIGITS, PROJECT, Lab
 
 pytestmark = pytest.mark.fault
@@ -73,14 +74,3 @@ def test_fact_D_a_killed_job_is_as_if_it_had_not_been(lab: Lab, pair: tuple[Run,
 def checkpoint(lab: Lab, run: Run, name: str) -> dict[str, Any]:
     (file,) = (lab.folder / "state").glob(f"*/{run.info.run_name}/checkpoints/{name}")
     return torch.load(file, weights_only=False)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Bit for bit, in nested dictionaries and lists."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from bitwise import same
 from trainer import app, checkpoints
 from trainer.app import TrainingCLI
 from trainer.checkpoint_files import NEWEST_FIRST, Newest, load_whole, newest
@@ -32,16 +33,7 @@ STOPPING = (
 SCORES = [3.0, 2.0, 4.0, 4.0, 1.0, 1.0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_process() -> Iterator[None]:
-    """What launch tells a worker that is alone."""
-    monkeypatch = pytest.MonkeyPatch()
-    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("ACCELERATOR", "cpu")
-    monkeypatch.setattr("sys.argv", ["trainer"])
-    yield
-    monkeypatch.undo()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def trained(folder: Path, epochs: int, *words: str) -> TrainingCLI:
@@ -121,17 +113,6 @@ def test_fact_D_it_goes_on_bit_for_bit(tmp_path: Path, words: tuple[str, ...]) -
     assert same(whole["state_dict"], cut["state_dict"])
     assert same(whole["optimizer_states"], cut["optimizer_states"])
     assert same(whole["lr_schedulers"], cut["lr_schedulers"])
-
-
-def same(one: Any, other: Any) -> bool:
-    """Bit for bit, in nested dictionaries and lists."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def lr(cli: TrainingCLI) -> float:

@@ -11,8 +11,7 @@ Settings = list[list[dict[str, Any]]]
 
 
 class ConfiguredSettings(Callback):
-    """Has a changed lr, weight_decay or patience apply where a training goes on;
-    Lightning keeps the checkpoint's (#12118).
+    """Has a changed lr, weight_decay or patience apply where a training goes on (Lightning #12118: the old one would).
 
     A value applies if the command gives another than it gave before, and the training has not moved it since. What a
     schedule or the user's code has moved goes on from where it was, and a line says so.

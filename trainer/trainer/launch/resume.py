@@ -9,7 +9,6 @@ from trainer.tracking import server
 from trainer.tracking.job import Job, RunRecord
 
 Resume = Literal["auto", "must", "never"]
-PROBE_SECONDS = 3.0
 USER_ERROR = 2
 """The exit code of a job that a mistake in what it was given has ended."""
 
@@ -99,7 +98,7 @@ def _is(job: Job, experiment: str, uri: str) -> bool:
 def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
     """The run that the server has made for a job which died before it could write that down."""
     asked = job.asking()
-    if asked is None or asked[1] != uri or not server.answers(uri, PROBE_SECONDS):
+    if asked is None or asked[1] != uri or not server.answers(uri, server.PROBE_SECONDS):
         return None
     from mlflow.exceptions import MlflowException
 
@@ -113,7 +112,7 @@ def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
 
 
 def _was_deleted(job: Job, uri: str) -> bool:
-    if not server.answers(uri, PROBE_SECONDS):
+    if not server.answers(uri, server.PROBE_SECONDS):
         return False
     from mlflow.entities import LifecycleStage  # MLflow takes seconds to load: only where a job was cut off
     from mlflow.exceptions import MlflowException

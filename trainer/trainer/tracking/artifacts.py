@@ -11,14 +11,12 @@ from typing import Any
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 
-from trainer.errors import UserError
 from trainer.tracking import outbox, promises, server
 from trainer.tracking.job import Job
 from trainer.tracking.promises import Promises
 from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, SERVER_VARIABLE
 from trainer.tracking.spool import writer_of
 
-PROBE_SECONDS = 3.0
 MOST_BYTES_IN_MEMORY = 2**28
 """Of one file that waits there for room on a full disk."""
 
@@ -62,11 +60,8 @@ class JobArtifactRepository(ArtifactRepository):
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self._promises.in_text(self._uri)
-        try:
-            if uri.startswith(promises.URI) or not server.answers(self._server_uri, PROBE_SECONDS):
-                return None
-        except UserError:  # something answers, and says what is wrong
-            pass
+        if uri.startswith(promises.URI) or not server.is_there(self._server_uri):
+            return None
         return get_artifact_repository(uri, tracking_uri=self._server_uri)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:

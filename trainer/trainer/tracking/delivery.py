@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LifecycleStage, LoggedModelStatus, Run, RunStatus, RunTag, ViewType
+from mlflow.entities import LifecycleStage, LoggedModelStatus, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
-from trainer.tracking import batches, calls, promises, spool
+from trainer.tracking import batches, calls, promises, runs, spool
 from trainer.tracking.answers import in_one_line, is_final, is_missing
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.outage import TRACKING, Outage
@@ -95,7 +95,7 @@ class Delivery:
         if promised is None or not promised.promised:
             return
         experiment_id = self._experiment(promised.experiment)
-        run = self._find(experiment_id) or self._store.create_run(
+        run = runs.of_job(self._store, experiment_id, self._job) or self._store.create_run(
             experiment_id, promised.user_id, promised.start_time, [RunTag(JOB_TAG, self._job.run_name)], promised.name
         )
         self._promises.keep({promised.run_id: run.info.run_id, promised.artifact_uri: run.info.artifact_uri})
@@ -111,17 +111,11 @@ class Delivery:
         Raises:
             MlflowException: The server is away.
         """
-        run = self._find(experiment_id)
+        run = runs.of_job(self._store, experiment_id, self._job)
         if run is not None:
             experiment = self._store.get_experiment(run.info.experiment_id).name
             self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))
         return run is not None
-
-    def _find(self, experiment_id: str) -> Run | None:
-        """The job's run, by its tag."""
-        filter_string = f"tags.{JOB_TAG} = '{self._job.run_name}'"
-        found = self._store.search_runs([experiment_id], filter_string, ViewType.ACTIVE_ONLY, max_results=1)
-        return next(iter(found), None)
 
     def _loop(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):

@@ -11,6 +11,8 @@ from trainer.tracking.job import RunRecord
 
 DEFAULT_URI = "http://127.0.0.1:8000"
 PATIENCE_SECONDS = 20.0
+PROBE_SECONDS = 3.0
+"""How long whoever can go on without the server waits for a sign of life of it."""
 
 
 def tracking_uri() -> str:
@@ -52,6 +54,14 @@ def answers(uri: str, timeout: float = 5.0) -> bool:
     if not healthy:
         raise UserError(f"what answers at {uri} is no MLflow server; check MLFLOW_TRACKING_URI")
     return True
+
+
+def is_there(uri: str, timeout: float = PROBE_SECONDS) -> bool:
+    """Whether anything answers at `uri` now, be it no MLflow server: a call to it then says what is wrong."""
+    try:
+        return answers(uri, timeout)
+    except UserError:
+        return True
 
 
 def wait_for(uri: str, patience: float = PATIENCE_SECONDS, say: Callable[[str], None] = lambda line: None) -> None:

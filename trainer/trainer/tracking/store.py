@@ -24,7 +24,6 @@ from mlflow.entities import (
     RunData,
     RunInfo,
     RunTag,
-    ViewType,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -35,9 +34,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric, _validate_param, _validate_tag
 
-from trainer.errors import UserError
 from trainer.terminal import say
-from trainer.tracking import calls, entities, promises, server, spool
+from trainer.tracking import calls, entities, promises, runs, server, spool
 from trainer.tracking.answers import is_final
 from trainer.tracking.history import DRIFT, of_earlier_starts
 from trainer.tracking.job import Job, RunRecord
@@ -51,8 +49,6 @@ T = TypeVar("T")
 
 SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
-PROBE_SECONDS = 3.0
-"""How long a worker waits for a sign of life of the server before it goes on without it."""
 READ_PATIENCE_SECONDS = 5.0
 """How long a read of the job's own run waits for what the job has written; after that it is as old as it is."""
 
@@ -142,10 +138,7 @@ class JobStore(RestStore):
 
     def _asked_for(self, experiment_id: str) -> Run | None:
         """The run that the server has made for an earlier start of this rank, which died before the answer."""
-        if self._job.asking() is None:
-            return None
-        found = super().search_runs([experiment_id], f"tags.{JOB_TAG} = '{self._job.run_name}'", ViewType.ACTIVE_ONLY)
-        return next(iter(found), None)
+        return None if self._job.asking() is None else runs.of_job(self, experiment_id, self._job)
 
     def _promised(self, experiment_id: str, user_id: str, start_time: int, name: str) -> RunRecord:
         """A run that launch has the server make once it is back."""
@@ -169,10 +162,7 @@ class JobStore(RestStore):
 
     def _answers(self) -> bool:
         """Whether the server is there: MLflow's own tries would keep the training waiting for minutes."""
-        try:
-            return server.answers(self._server_uri, PROBE_SECONDS)
-        except UserError:  # something is, and says what is wrong
-            return True
+        return server.is_there(self._server_uri)
 
     def _ask(self, ask: Callable[[], T], otherwise: T) -> T:
         """The server's answer, or what the job says where the server, or the database behind it, is away.
@@ -241,9 +231,8 @@ class JobStore(RestStore):
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> RunInfo:
         """Keep a new name; leave the status to launch, which outlives a killed rank."""
         record = self._job.run_record()
-        if record is None or record.run_id != self._promises.in_text(
-            run_id
-        ):  # some other run, of which the script is the owner
+        if record is None or record.run_id != self._promises.in_text(run_id):
+            # Some other run, of which the script is the owner.
             return super().update_run_info(run_id, run_status, end_time, run_name)
         if run_name:
             self.set_tag(run_id, RunTag(MLFLOW_RUN_NAME, run_name))

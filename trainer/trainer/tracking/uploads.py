@@ -40,6 +40,7 @@ from trainer.tracking.spool import Line, SpoolReader
 
 INTERVAL_SECONDS = 1.0
 TRIES = 5
+SERVER_SECONDS = 5.0
 PROBE = ".store-probe"
 """The small file that a store is given to see whether it is the store or one file that is at fault."""
 FINAL_STATUSES = (
@@ -183,7 +184,7 @@ class Uploads:
     def _failed(self, line: Line, error: Exception) -> bool:
         """Decide on a file that was not taken: False to try it again, True where it is set aside."""
         if not _final(error):
-            if not self._server_answers():
+            if not server.is_there(self._server_uri, SERVER_SECONDS):
                 return False  # the delivery of values says so
             self._tries = min(self._tries + 1, TRIES)
             if self._tries < TRIES:
@@ -205,12 +206,6 @@ class Uploads:
         os.rename(self._job.outbox / line.record["copy"], folder)
         self._incomplete.add(line.record.get("to", ""))
         self._say(f"artifact {line.record['artifact']} is set aside in {folder}: {_reason(error)}")
-
-    def _server_answers(self) -> bool:
-        try:
-            return server.answers(self._server_uri)
-        except UserError:  # something answers, if only with an error
-            return True
 
     def _store_takes_files(self, line: Line) -> bool:
         """Whether it takes another, small one: it may list what it has and be full, or read-only."""
