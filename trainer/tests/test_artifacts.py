@@ -17,10 +17,10 @@ from mlflow.entities import Metric, RunStatus
 
 from harness import Lab, job_with_run, until
 from trainer.tracking import outbox, spool, uploads
+from trainer.tracking.batches import record_of
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job
 from trainer.tracking.schemes import JOB_SCHEME
-from trainer.tracking.store import record_of
 
 # What a user's script does on global rank 0, with MLflow's fluent API and nothing else. Launch is not there, so that
 # nothing is delivered meanwhile.

@@ -10,9 +10,9 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 
 from harness import PROJECT, TRAINER, Lab, free_port, job_with_run, until
 from trainer.tracking import outbox, spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import Job, RunRecord
-from trainer.tracking.store import record_of
 
 pytestmark = pytest.mark.usefixtures("own_http_settings")
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from bitwise import same
-from trainer import app, checkpoints
+from trainer import app
 from trainer.app import TrainingCLI
-from trainer.checkpoint_files import NEWEST_FIRST, Newest, load_whole, newest
-from trainer.checkpoint_io import write_whole
+from trainer.checkpoints import callbacks
+from trainer.checkpoints.files import NEWEST_FIRST, Newest, load_whole, newest
 from trainer.errors import UserError
 from trainer.tracking.job import Job
+from trainer.whole_file import write_whole
 
 from . import full_disk_ranks
 
@@ -350,7 +351,7 @@ def test_a_disk_that_stays_full_is_an_error_in_the_end(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards: a job that ends well with a last.ckpt of epoch 0, and tests what is not its best."""
-    monkeypatch.setattr(checkpoints, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "ROOM_SECONDS", 0.0)
     with pytest.raises(OSError, match="best.ckpt and last.ckpt cannot be written: No space left"):
         full_disk_ranks.trained(small_disk, frees_in_epoch=99)
     assert load(small_disk / "checkpoints" / "last.ckpt")["epoch"] == 0

@@ -8,10 +8,10 @@ from mlflow.entities import Metric, Param, RunTag
 
 from harness import DIGITS, Lab, until
 from trainer.tracking import spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.history import History
 from trainer.tracking.job import Job
 from trainer.tracking.promises import Promises
-from trainer.tracking.store import record_of
 
 FIT = (*DIGITS, "--trainer.max_epochs", "5")
 

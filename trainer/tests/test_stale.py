@@ -16,8 +16,8 @@ from harness import DIGITS, PROJECT, Lab, free_port, until
 from trainer import failure
 from trainer.launch import stale
 from trainer.tracking import outbox, spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.job import EndRecord, Job, RunRecord
-from trainer.tracking.store import record_of
 
 FAILING = """
 from trainer.vision import ImageClassifier

@@ -18,13 +18,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer import checkpoint_files, checkpoints, ckpt_path, class_paths, resume, workspace
-from trainer.checkpoint_io import WholeCheckpointIO
-from trainer.checkpoints import BestCheckpoint, LastCheckpoint
+from trainer import class_paths, workspace
+from trainer.checkpoints import ckpt_path, files, resume
+from trainer.checkpoints.callbacks import BestCheckpoint, LastCheckpoint, require_kept
+from trainer.checkpoints.changed_settings import ConfiguredSettings
+from trainer.checkpoints.exact_resume import ExactResume
+from trainer.checkpoints.whole_io import WholeCheckpointIO
 from trainer.config_error import cause, one_line, wrong_option
-from trainer.configured import ConfiguredSettings
 from trainer.errors import UserError
-from trainer.exact_resume import ExactResume
 from trainer.progress import progress
 from trainer.tracking import client
 from trainer.tracking.job import Job
@@ -91,9 +92,9 @@ class TrainingCLI(LightningCLI):
                     "and ACCELERATOR=nvidia|cpu"
                 )
             given[name] = launched
-        checkpoints.require_kept(given)
+        require_kept(given)
         # a job that goes on by itself does not need it any more
-        if self.config["ckpt_path"] is not None and not checkpoint_files.any_in(self.job.checkpoints):
+        if self.config["ckpt_path"] is not None and not files.any_in(self.job.checkpoints):
             ckpt_path.require_start(self.config["ckpt_path"], given["max_epochs"])
         if given["default_root_dir"] is None:
             # Not where best.ckpt and last.ckpt are: a user's ModelCheckpoint writes here, under any name.

@@ -8,10 +8,10 @@ from mlflow.exceptions import MlflowException
 
 from trainer import failure
 from trainer.tracking import outbox, spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.job import EndRecord, Job, RunRecord
 from trainer.tracking.schemes import MAX_TAG_LENGTH
-from trainer.tracking.store import record_of
 
 
 def close_run(
@@ -35,13 +35,12 @@ def close_run(
     Returns:
         Whether the server knows all of it. If not, the job's folder keeps the rest, and this can be called again.
     """
-    if job.run_record() is None and (asked := job.asking()):
-        try:
-            delivery.find_run(asked[0])
-        except MlflowException as error:
-            say(f"whether the server has made a run is not known: {' '.join(str(error.message).split())[:200]}")
-            job.write_end_record(end)
-            return False
+    try:
+        delivery.find_run()
+    except MlflowException as error:
+        say(f"whether the server has made a run is not known: {' '.join(str(error.message).split())[:200]}")
+        job.write_end_record(end)
+        return False
     run = job.run_record()
     try:
         job.write_end_record(replace(end, delivered=run is None))

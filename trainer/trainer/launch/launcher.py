@@ -15,7 +15,7 @@ from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
 from trainer.launch.devices import Devices
-from trainer.launch.resume import Resume, claim_cut_off, close_finished
+from trainer.launch.resume import ResumeMode, claim_cut_off, close_finished
 from trainer.launch.workers import Ending, Workers
 from trainer.terminal import say
 from trainer.tracking import server
@@ -42,7 +42,7 @@ def launch(
     devices: Devices,
     experiment: str | None,
     code: Path | None = None,
-    resume: Resume = "auto",
+    resume: ResumeMode = "auto",
     max_restarts: int = 0,
     offline: bool = False,
 ) -> int:

@@ -8,12 +8,12 @@ from trainer.launch import jobs
 from trainer.tracking import server
 from trainer.tracking.job import Job, RunRecord
 
-Resume = Literal["auto", "must", "never"]
+ResumeMode = Literal["auto", "must", "never"]
 USER_ERROR = 2
 """The exit code of a job that a mistake in what it was given has ended."""
 
 
-def close_finished(name: str, experiment: str, uri: str, resume: Resume, say: Callable[[str], None]) -> bool | None:
+def close_finished(name: str, experiment: str, uri: str, resume: ResumeMode, say: Callable[[str], None]) -> bool | None:
     """Deliver what the newest attempt at a job has left, where launch died, or gave up, after the training's end.
 
     Args:
@@ -37,7 +37,7 @@ def close_finished(name: str, experiment: str, uri: str, resume: Resume, say: Ca
     return stale.close(job, uri, say)
 
 
-def claim_cut_off(name: str, experiment: str, uri: str, resume: Resume, say: Callable[[str], None]) -> Job | None:
+def claim_cut_off(name: str, experiment: str, uri: str, resume: ResumeMode, say: Callable[[str], None]) -> Job | None:
     """Take the newest attempt at a job into this process's hands, where it was cut off.
 
     Args:
@@ -79,7 +79,7 @@ def _goes_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) ->
 
 
 def _can_go_on(job: Job, experiment: str, uri: str, say: Callable[[str], None]) -> bool:
-    run, end = job.run_record() or _run_asked_for(job, uri), job.end_record()
+    run, end = _run_of(job, uri), job.end_record()
     if run is None or not _is(job, experiment, uri):
         return False
     if end is not None and end.exit_code == USER_ERROR and not any(job.checkpoints.glob("*.ckpt")):
@@ -95,17 +95,16 @@ def _is(job: Job, experiment: str, uri: str) -> bool:
     return run is not None and (run.experiment, run.server) == (experiment, uri) and job.arguments()[0] == "fit"
 
 
-def _run_asked_for(job: Job, uri: str) -> RunRecord | None:
-    """The run that the server has made for a job which died before it could write that down."""
-    asked = job.asking()
-    if asked is None or asked[1] != uri or not server.answers(uri, server.PROBE_SECONDS):
-        return None
+def _run_of(job: Job, uri: str) -> RunRecord | None:
+    """The job's run, be it that the server has made it and the job died before it could write that down."""
+    if job.run_record() is not None or not server.answers(uri, server.PROBE_SECONDS):
+        return job.run_record()
     from mlflow.exceptions import MlflowException
 
     from trainer.tracking.delivery import Delivery
 
     try:
-        Delivery(job, uri, lambda line: None).find_run(asked[0])
+        Delivery(job, uri, lambda line: None).find_run()
     except MlflowException:  # the server is away
         return None
     return job.run_record()

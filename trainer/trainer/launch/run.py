@@ -9,11 +9,11 @@ from trainer.launch.closing import close_run
 from trainer.launch.system_metrics import SystemMetrics
 from trainer.launch.workers import Ending
 from trainer.tracking import calls, server, spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.history import DRIFT, History
 from trainer.tracking.job import EndRecord, Job
 from trainer.tracking.schemes import MAX_TAG_LENGTH
-from trainer.tracking.store import record_of
 
 END_TAGS = ("failure", "killed_by")
 """What a run's tags say about its end."""

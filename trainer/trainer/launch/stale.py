@@ -64,7 +64,8 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
             return True
         delivery = Delivery(job, uri, lambda line: say(f"{job.run_name}: {line}"))
         try:
-            if job.run_record() is None and not _find(job, delivery, uri):
+            if not delivery.find_run():
+                _close_without_run(job, uri)
                 return True
             run = job.run_record()
             if run is not None and run.promised and run.server != uri:
@@ -88,15 +89,11 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
         job.release()
 
 
-def _find(job: Job, delivery: Delivery, uri: str) -> bool:
-    """Whether the server has made a run for a job that died while it asked; where not, there is nothing to close."""
+def _close_without_run(job: Job, uri: str) -> None:
+    """For a job that died while it asked for a run, where the server that it asked has made none."""
     asked = job.asking()
-    if asked is None or asked[1] != uri:
-        return False
-    if delivery.find_run(asked[0]):
-        return True
-    job.write_end_record(EndRecord("KILLED", None, int(job.folder.stat().st_mtime * 1000), {}, delivered=True))
-    return False
+    if asked is not None and asked[1] == uri:
+        job.write_end_record(EndRecord("KILLED", None, int(job.folder.stat().st_mtime * 1000), {}, delivered=True))
 
 
 def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:

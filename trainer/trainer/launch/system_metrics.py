@@ -18,10 +18,11 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from trainer.launch.gpu_monitor import JobGPUMonitor
+from trainer.tracking.batches import record_of
 from trainer.tracking.history import History
 from trainer.tracking.job import Job
+from trainer.tracking.schemes import SYSTEM_METRICS
 from trainer.tracking.spool import SpoolWriter
-from trainer.tracking.store import SYSTEM_METRICS, record_of
 
 INTERVAL_SECONDS = 5.0
 LAST_SAMPLE_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""Spool records of values as what one `log_batch` can carry, and apart again where a server refuses a batch."""
+"""Values as spool records, as what one `log_batch` can carry, and apart again where a server refuses a batch."""
 
 import json
 
@@ -6,6 +6,16 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from trainer.tracking.spool import Record, is_values
+
+
+def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Record:
+    """One `log_batch` as a spool record: dictionaries of plain values under the entities' own argument names."""
+    return {
+        "run_id": run_id,
+        "metrics": [dict(metric) for metric in metrics],
+        "params": [dict(param) for param in params],
+        "tags": [dict(tag) for tag in tags],
+    }
 
 
 def values(record: Record) -> tuple[list[Metric], list[Param], list[RunTag]]:

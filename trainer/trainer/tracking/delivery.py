@@ -105,13 +105,16 @@ class Delivery:
         found = self._store.get_experiment_by_name(name)
         return found.experiment_id if found else self._store.create_experiment(name)
 
-    def find_run(self, experiment_id: str) -> bool:
-        """Find the run that the server made for a job whose asker died before the answer, and record it.
+    def find_run(self) -> bool:
+        """Whether the job has a run; the one that this server made for an asker who died before the answer is recorded.
 
         Raises:
             MlflowException: The server is away.
         """
-        run = runs.of_job(self._store, experiment_id, self._job)
+        asked = self._job.asking()
+        if self._job.run_record() is not None or asked is None or asked[1] != self._server_uri:
+            return self._job.run_record() is not None
+        run = runs.of_job(self._store, asked[0], self._job)
         if run is not None:
             experiment = self._store.get_experiment(run.info.experiment_id).name
             self._job.write_run_record(RunRecord.of(run.info, experiment, self._server_uri))

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.whole_file import write_whole
+
 JOB_DIR_VARIABLE = "TRAINER_JOB_DIR"
 
 
@@ -273,23 +275,3 @@ class Job:
         except BlockingIOError:
             return True
         return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, through a power loss too."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return once the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,8 @@ import time
 
 from trainer.tracking import spool
 from trainer.tracking.history import History
-from trainer.tracking.job import Job, write_whole
+from trainer.tracking.job import Job
+from trainer.whole_file import write_whole
 
 TRACKING = "outage_seconds"
 """Of the tracking server: one point for each outage, in seconds, at the time when it began."""

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from trainer.tracking import spool
-from trainer.tracking.job import Job, sync_folder
+from trainer.tracking.job import Job
+from trainer.whole_file import sync_folder
 
 
 def put(job: Job, run_id: str, file: Path | bytes, path: str, to: str = "", replaces: bool = False) -> None:

@@ -7,7 +7,8 @@ in its place in everything that it delivers. The ids are random, so that a repla
 import json
 import uuid
 
-from trainer.tracking.job import Job, write_whole
+from trainer.tracking.job import Job
+from trainer.whole_file import write_whole
 
 URI = "promised:/"
 """Scheme of the place that artifacts go to once the server has said where that is."""

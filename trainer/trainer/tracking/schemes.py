@@ -1,4 +1,4 @@
-"""What launch, the workers and the server call things: URI schemes (see pyproject.toml), a variable, a tag."""
+"""What launch, the workers and the server call things: URI schemes (see pyproject.toml), a variable, a tag, metrics."""
 
 import os
 
@@ -23,3 +23,5 @@ JOB_TAG = "job"
 
 MAX_TAG_LENGTH = 5000
 """Of a tag's value; servers of every age take it."""
+SYSTEM_METRICS = "system/"
+"""Before the name of each, as MLflow's UI groups them."""

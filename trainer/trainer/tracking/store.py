@@ -37,17 +37,17 @@ from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric
 from trainer.terminal import say
 from trainer.tracking import calls, entities, promises, runs, server, spool
 from trainer.tracking.answers import is_final
+from trainer.tracking.batches import record_of
 from trainer.tracking.history import DRIFT, of_earlier_starts
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.loggers import let_loggers_ask_first
 from trainer.tracking.null_store import NullStore
 from trainer.tracking.promises import Promises
-from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, jobs_server
+from trainer.tracking.schemes import JOB_ARTIFACTS, JOB_SCHEME, JOB_TAG, MAX_TAG_LENGTH, SYSTEM_METRICS, jobs_server
 from trainer.tracking.spool import writer_of
 
 T = TypeVar("T")
 
-SYSTEM_METRICS = "system/"
 AUTOLOGGING_MODES = (("Mode", "training"), ("Mode", "testing"))
 READ_PATIENCE_SECONDS = 5.0
 """How long a read of the job's own run waits for what the job has written; after that it is as old as it is."""
@@ -355,13 +355,3 @@ class JobStore(RestStore):
         self._append({"run_id": model.source_run_id or "", "finalize": model_id, "status": str(status), "to": location})
         model._status = status
         return model
-
-
-def record_of(run_id: str, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> spool.Record:
-    """One `log_batch` as a spool record: dictionaries of plain values under the entities' own argument names."""
-    return {
-        "run_id": run_id,
-        "metrics": [dict(metric) for metric in metrics],
-        "params": [dict(param) for param in params],
-        "tags": [dict(tag) for tag in tags],
-    }

@@ -33,10 +33,11 @@ from mlflow.utils.credentials import get_default_host_creds
 from trainer.errors import UserError
 from trainer.tracking import promises, server, spool
 from trainer.tracking.answers import in_one_line, is_final
-from trainer.tracking.job import Job, write_whole
+from trainer.tracking.job import Job
 from trainer.tracking.outage import ARTIFACTS, Outage
 from trainer.tracking.promises import Promises
 from trainer.tracking.spool import Line, SpoolReader
+from trainer.whole_file import write_whole
 
 INTERVAL_SECONDS = 1.0
 TRIES = 5

@@ -1,4 +1,4 @@
-"""Checkpoints that are on disk whole or not at all, whatever ends the process or the machine."""
+"""How Lightning writes the job's checkpoints: whole or not at all, and without ending a training on a full disk."""
 
 import io
 import os
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from trainer.checkpoint_files import BEST, LAST, PREVIOUS
+from trainer.checkpoints.files import BEST, LAST, PREVIOUS
 from trainer.terminal import say
-from trainer.tracking.job import sync_folder
+from trainer.whole_file import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -91,56 +91,3 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def _previous(self, target: Path) -> Path | None:
         return target.with_name(PREVIOUS) if target == self._folder / LAST else None
-
-
-def write_whole(target: Path, content: memoryview, previous: Path | None = None) -> None:
-    """Put a file in place so that at every moment the old or the new one stands there, whole, through a power loss too.
-
-    The old file is never written to: others may hold hard links to it.
-
-    Args:
-        target: The file.
-        content: All of it.
-        previous: Gets the old file, where there is one.
-
-    Raises:
-        OSError: It cannot be written; nothing of it remains, and the old file stays.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)  # of a writer that was killed
-        with open(partial, "xb", buffering=0) as file:
-            while content:
-                content = content[file.write(content) :]
-            os.fsync(file.fileno())
-        if previous is not None and target.exists():
-            link_or_copy(target, previous)
-        os.replace(partial, target)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
-
-
-def link_or_copy(file: Path, name: Path) -> None:
-    """Give a file a second name, in place of whatever has it; on a file system without hard links, a copy.
-
-    Raises:
-        OSError: It cannot be written; what has the name keeps it.
-    """
-    partial = name.with_name(f"{name.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(file, partial)
-        except OSError:
-            with open(file, "rb") as source, open(partial, "xb") as copy:
-                while chunk := source.read(2**24):
-                    copy.write(chunk)
-                copy.flush()
-                os.fsync(copy.fileno())
-        os.replace(partial, name)
-    finally:
-        # rename() does nothing where both are names of one file already, and so leaves the first
-        partial.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from trainer.checkpoint_files import TRAINING_STATE, whole_epochs
+from trainer.checkpoints.files import TRAINING_STATE, whole_epochs
 from trainer.errors import UserError, listed
 
 

@@ -7,9 +7,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from trainer.checkpoint_files import LAST
-from trainer.checkpoint_io import WholeCheckpointIO, link_or_copy
+from trainer.checkpoints.files import LAST
+from trainer.checkpoints.whole_io import WholeCheckpointIO
 from trainer.errors import UserError, did_you_mean, listed
+from trainer.whole_file import link_or_copy
 
 ROOM_SECONDS = 60.0
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from trainer import checkpoint_files
-from trainer.checkpoint_files import BEST
+from trainer.checkpoints import files
+from trainer.checkpoints.files import BEST
 from trainer.errors import UserError
 from trainer.terminal import say
 
 
-class Resume(NamedTuple):
+class ResumePoint(NamedTuple):
     """What a job's checkpoints folder holds to go on from."""
 
     path: Path
@@ -21,7 +21,7 @@ class Resume(NamedTuple):
     """The state of BestCheckpoint in best.ckpt; None where there is no whole one, or one by another metric."""
 
 
-def find(trainer: Trainer, folder: Path, best_key: str) -> Resume | None:
+def find(trainer: Trainer, folder: Path, best_key: str) -> ResumePoint | None:
     """The checkpoint that all ranks go on from, or None where the job is new. Call it on all ranks.
 
     Args:
@@ -39,29 +39,29 @@ def find(trainer: Trainer, folder: Path, best_key: str) -> Resume | None:
     return found
 
 
-def _look(folder: Path, best_key: str) -> Resume | None:
-    newest = checkpoint_files.newest(folder)
-    checkpoint_files.set_damaged_aside(folder, newest.path if newest else None)
+def _look(folder: Path, best_key: str) -> ResumePoint | None:
+    newest = files.newest(folder)
+    files.set_damaged_aside(folder, newest.path if newest else None)
     if newest is None:
         return None
-    best = checkpoint_files.load_whole(folder / BEST)
+    best = files.load_whole(folder / BEST)
     if best is None and (folder / BEST).exists():
         say(f"{BEST} is damaged: the best is decided anew, from here on")
         (folder / BEST).unlink()
-    return Resume(newest.path, newest.epoch, best.get("callbacks", {}).get(best_key) if best else None)
+    return ResumePoint(newest.path, newest.epoch, best.get("callbacks", {}).get(best_key) if best else None)
 
 
-def require_epochs(resume: Resume, max_epochs: int | None) -> None:
+def require_epochs(point: ResumePoint, max_epochs: int | None) -> None:
     """
     Args:
-        resume: Where the job goes on.
+        point: Where the job goes on.
         max_epochs: The Trainer's. As many as are trained already is right: then there is still a test to be done.
 
     Raises:
         UserError: It is fewer than are trained already.
     """
-    if max_epochs is not None and 0 <= max_epochs <= resume.epoch:
+    if max_epochs is not None and 0 <= max_epochs <= point.epoch:
         raise UserError(
-            f"trainer.max_epochs={max_epochs}, but this job has trained {resume.epoch + 1} epochs already: raise it; "
+            f"trainer.max_epochs={max_epochs}, but this job has trained {point.epoch + 1} epochs already: raise it; "
             "--new starts a new run"
         )
