@@ -166,8 +166,8 @@ class Delivery:
         self._uploads.finish()
         began, told = time.monotonic(), False
         while not self._abandoned.is_set():
-            delivered = self._try(self._deliver_pending)
             uploaded = self._uploads.done(within=INTERVAL_SECONDS)
+            delivered = self._try(self._deliver_pending)  # behind the uploads, which record the store's outages
             if delivered and not told and (uploaded or time.monotonic() - began > UPLOADS_SECONDS):
                 told = self._set_status(status, end_time)
             if delivered and uploaded and told and self._finish_models():

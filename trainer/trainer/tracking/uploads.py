@@ -3,14 +3,15 @@
 They have a place of their own in the spool and a thread of their own, so that a large or a refused file holds up no
 metric. A copy is removed once the server has it, and only then the place moves on: a crash repeats one upload at most.
 
-What the server refuses for good (4xx) is set aside. What fails while the server otherwise answers is tried
-`TRIES` times with growing pauses; then, where the artifact store takes a small file, it is this one that is at fault,
-and it is set aside, else the store is down, and all wait for it. What is set aside lies in the job's `refused/`; only
-a checkpoint is left out where a newer one waits.
+What the server refuses for good (4xx) is set aside. Where a file fails while the server otherwise answers, the artifact
+store is given a small one: if it does not take that, it is down, and all wait for it; if it does, the file is at fault,
+and it is set aside after `TRIES` tries with growing pauses. What is set aside lies in the job's `refused/`; only a
+checkpoint is left out where a newer one waits.
 
 A logged model is finished here too, behind its files: ready where all are there, failed where one was set aside.
 """
 
+import contextlib
 import os
 import posixpath
 import shutil
@@ -144,6 +145,9 @@ class Uploads:
         if uri.startswith(promises.REFUSED):
             self._set_aside(line, UserError("the server has refused the model that it is of"))
             return True
+        if self._outage.lasts and not self._store_takes_files(line):  # not tried with a file that may be large
+            self._tries = min(self._tries + 1, TRIES)
+            return False
         self._put_real_names_in(folder / path)
         try:
             self._to_store(line).log_artifact(str(folder / path), posixpath.dirname(path) or None)
@@ -188,12 +192,11 @@ class Uploads:
             if not server.is_there(self._server_uri, SERVER_SECONDS):
                 return False  # the delivery of values says so
             self._tries = min(self._tries + 1, TRIES)
-            if self._tries < TRIES:
-                return False
-            self._tries = 0
             if not self._store_takes_files(line):
                 self._outage.begin()
                 self._say_once(f"the artifact store takes no files ({_reason(error)}); they wait on disk")
+                return False
+            if self._tries < TRIES:
                 return False
         self._tries = 0
         self._set_aside(line, error)
@@ -217,6 +220,8 @@ class Uploads:
                 self._to_store(line).log_artifact(str(probe))
             except Exception:  # each kind of store has errors of its own
                 return False
+        with contextlib.suppress(Exception):  # a store that deletes nothing keeps it
+            self._to_store(line).delete_artifacts(PROBE)
         return True
 
     def _uri(self, line: Line) -> str | None:
