@@ -21,6 +21,8 @@ from trainer.tracking.job import Job
 
 PATIENCE = 2
 """Of the early stopping in project/paced.yaml."""
+PAYLOAD_BYTES = 8 * 2**20
+"""Of the file that project/truth.py logs."""
 NOT_OF_THE_TRAINING = ("system/", "outage_seconds", "artifact_outage_seconds")
 """Metrics that launch writes by itself."""
 
@@ -127,6 +129,13 @@ def compare(found: Audit, true_points: dict[tuple[str, int], float], points: Poi
     found.lost, found.duplicated, found.wrong = len(lost), sum(twice.values()), len(wrong)
     for what, which in (("lost", lost), ("there twice", list(twice)), ("wrong", wrong)):
         found.demand(not which, f"{len(which)} points {what}: {which[:4]}")
+
+
+def outages(uri: str, experiment: str, metric: str) -> list[float]:
+    """The lengths of the outages, in seconds, of which the one run in an experiment tells."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return [point.value for point in client.get_metric_history(run.info.run_id, metric)]
 
 
 def _equal(one: float, other: float) -> bool:

@@ -1,17 +1,18 @@
 """A case: one fault at one moment of one training, and what the audit says in the end."""
 
+import contextlib
 import re
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 
-from faults.audit import Audit, audit
-from faults.faults import FAULTS, Fault, small_disk
+from faults.audit import PAYLOAD_BYTES, Audit, audit, outages
+from faults.faults import FAULTS, OUTAGE_SECONDS, Fault, small_disk
 from faults.moments import Moment
 from faults.servers import Servers
+from faults.slow_network import Link
 from faults.training import Training
 
 
@@ -49,8 +50,11 @@ def play(case: Case, servers: Servers, folder: Path) -> Outcome:
         folder: A new one.
     """
     fault, began = case.fault, time.monotonic()
-    training = Training(folder, servers.uri, str(case), fault.devices, fault.words)
-    with small_disk(training.lab) if fault.own_disk else nullcontext():
+    with contextlib.ExitStack() as around:
+        link = around.enter_context(Link(servers.uri)) if fault.over_a_link else None
+        training = Training(folder, link.uri if link else servers.uri, str(case), fault.devices, fault.words, link)
+        if fault.own_disk:
+            around.enter_context(small_disk(training.lab))
         try:
             found = _play(case, servers, training)
         except AssertionError as error:  # it hangs, or never came so far: a line of the table too
@@ -73,6 +77,11 @@ def _play(case: Case, servers: Servers, training: Training) -> Audit:
     found.demand(struck in fault.exit_codes, f"exit code {struck} instead of one of {fault.exit_codes}")
     if struck != 0 and fault.status is not None:
         found.demand(status in (fault.status, None), f"status {status} instead of {fault.status} when it was cut off")
+    if training.link is not None:
+        found.demand(training.link.carried > PAYLOAD_BYTES, f"only {training.link.carried} bytes went over the link")
+    if fault.outage is not None:
+        lengths = outages(servers.uri, training.experiment, fault.outage)
+        found.demand(sum(lengths) >= OUTAGE_SECONDS / 2, f"{fault.outage} of an outage of 10 s: {lengths}")
     found.demand(len(training.exit_codes) <= 2, f"{len(training.exit_codes)} starts: {training.exit_codes}")
     found.demand(not training.processes(), f"processes are left: {training.processes()}")
     return found

@@ -13,6 +13,7 @@ from faults.servers import SERVERS, Servers
 from faults.training import Training
 
 AWAY_SECONDS = 15.0
+OUTAGE_SECONDS = 10.0
 FROZEN_SECONDS = 8.0
 FULL_SECONDS = 3.0
 DISK = "256m"
@@ -35,6 +36,10 @@ class Fault:
     """The lab lies on a small disk of its own."""
     of_servers: bool = False
     """Strikes whoever uses the servers."""
+    over_a_link: bool = False
+    """The training reaches the server through a network of its own (slow_network.py)."""
+    outage: str | None = None
+    """The metric of the run that must say how long the server was away."""
 
 
 def _full_disk(training: Training, servers: Servers) -> None:
@@ -58,6 +63,11 @@ def small_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _slow_network(training: Training, servers: Servers) -> None:
+    assert training.link is not None
+    training.link.slow_down()
 
 
 def _kill_launch(training: Training, servers: Servers) -> None:
@@ -103,7 +113,22 @@ FAULTS = (
     Fault(
         "mlflow frozen 8 s", lambda _, servers: servers.freeze("mlflow", FROZEN_SECONDS), OF_SERVERS, of_servers=True
     ),
-    # "away", where it is the server alone, is a refused connection at once; bench/outage takes it away for longer.
-    Fault("mlflow away 10 s", lambda _, servers: servers.away(10, "mlflow"), (MID_EPOCH,), of_servers=True),
+    # For the rest of the training.
+    Fault("slow network", _slow_network, (START, MID_EPOCH, UPLOAD), over_a_link=True),
+    # "away", where it is one server alone, is a refused connection at once; bench/outage takes it away for longer.
+    Fault(
+        "mlflow away 10 s",
+        lambda _, servers: servers.away(OUTAGE_SECONDS, "mlflow"),
+        (MID_EPOCH,),
+        of_servers=True,
+        outage="outage_seconds",
+    ),
+    Fault(
+        "minio away 10 s",
+        lambda _, servers: servers.away(OUTAGE_SECONDS, "minio"),
+        (UPLOAD,),
+        of_servers=True,
+        outage="artifact_outage_seconds",
+    ),
     Fault("servers away 15 s", lambda _, servers: servers.away(AWAY_SECONDS, *SERVERS), OF_SERVERS, of_servers=True),
 )

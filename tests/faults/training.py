@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from faults.slow_network import Link
 from harness import PROJECT, TRAINER, alive
 from trainer.tracking.job import Job
 
@@ -30,6 +31,7 @@ class Training:
         experiment: A name of its own.
         devices: How many ranks.
         words: More options of the command.
+        link: The network to the server, where `uri` leads over one that can be made slow.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Training:
     experiment: str
     devices: int = 1
     words: tuple[str, ...] = ()
+    link: Link | None = None
     exit_codes: list[int] = field(default_factory=list)
     """Of each start of the command."""
     most_starts: int = 6
