@@ -15,6 +15,8 @@ cleanup() {
   rm -f "$log"
 }
 trap cleanup EXIT
+# Before what a command that was interrupted with it could be blamed for.
+trap 'die "interrupted"' INT TERM HUP
 
 if ! { docker compose version && docker info; } >/dev/null 2>&1; then
   die "no Docker Engine with Compose answers here; without Docker: make down, then copy lab/"

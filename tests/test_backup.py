@@ -509,6 +509,10 @@ def test_another_major_version_of_postgresql_is_reached_by_backup_and_restore(
         refused = error_line(make(other, "backup", f"BACKUPS={tmp_path}", POSTGRES_IMAGE=newer))
         assert "put the image of 18 back into .env" in refused
 
+        up = other.run("up", "--detach", "mlflow", POSTGRES_IMAGE=newer)
+        assert up.returncode != 0 and "secrets" in up.stdout, up.stdout
+        assert "holds data of PostgreSQL 18, POSTGRES_IMAGE is 19" in other.must("logs", "secrets")
+
         for command in line.partition("while no job runs: ")[2].split("; "):
             environment = {**other.environment, "POSTGRES_IMAGE": newer}
             subprocess.run(command.split(), cwd=REPOSITORY, env=environment, check=True, capture_output=True)

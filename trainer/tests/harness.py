@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run, RunTag
 
+from trainer.tracking import spool
+from trainer.tracking.batches import record_of
 from trainer.tracking.job import Job, RunRecord
 
 PROJECT = Path(__file__).parents[1]
@@ -96,4 +98,30 @@ def job_with_run(lab: Lab, folder: Path, experiment: str = "delivery") -> Job:
     info = lab.client.create_run(found.experiment_id if found else lab.client.create_experiment(experiment)).info
     job = Job(folder)
     job.write_run_record(RunRecord.of(info, experiment))
+    return job
+
+
+def left_job(lab: Lab, name: str, number: int = 0) -> Job:
+    """A job as its launch left it when the power went: a run on the server, and a metric that is not delivered."""
+    client = lab.client
+    found = client.get_experiment_by_name(name)
+    experiment = found.experiment_id if found else client.create_experiment(name)
+    info = client.create_run(experiment, run_name=f"{name}-20261101-00000{number}-abcd").info
+    job = Job(lab.folder / "state" / name / info.run_name)
+    job.folder.mkdir(parents=True)
+    job.write_arguments(["fit"])
+    job.write_run_record(
+        RunRecord(
+            run_id=info.run_id,
+            experiment_id=experiment,
+            experiment=name,
+            name=info.run_name,
+            artifact_uri=info.artifact_uri,
+            start_time=info.start_time,
+            user_id=info.user_id,
+            server=lab.uri,
+        )
+    )
+    now = info.start_time + 100
+    spool.append(job.spool, record_of(info.run_id, [Metric("loss", 0.5, now, 0)], [], [RunTag("late", "yes")]))
     return job

@@ -1,6 +1,7 @@
 """Delivery of a job's spool to a real server, through refusals and outages."""
 
-import json
+import contextlib
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -71,8 +72,9 @@ def test_what_can_be_no_metric_holds_up_nothing(lab: Lab, tmp_path: Path) -> Non
     assert str(2**70) in job.refused.read_text()
 
 
-def test_a_run_that_is_deleted_in_mid_training_is_said_once(lab: Lab, tmp_path: Path) -> None:
-    """Guards: a request and a line in the terminal for each value of the rest of the job (tried)."""
+def test_a_run_that_is_deleted_in_mid_training_may_be_restored(lab: Lab, tmp_path: Path) -> None:
+    """Guards: a line for each value of the rest of the job; values that are gone when the run is there again; a rest
+    that is delivered as a file to a run that is not there. (All tried.)"""
     job = job_with_run(lab, tmp_path)
     run_id = job.run_record().run_id
     said: list[str] = []
@@ -83,12 +85,90 @@ def test_a_run_that_is_deleted_in_mid_training_is_said_once(lab: Lab, tmp_path: 
     lab.client.delete_run(run_id)
     for step in range(1, 50):
         spool.append(job.spool, record_of(run_id, points(step, step + 1), [], []))
-    until(job.refused.exists)
-    spool.append(job.spool, record_of(run_id, points(50, 60), [], []))
-    assert delivery.close(RunStatus.FINISHED, patience=30)
-    assert len(said) == 1 and "deleted" in said[0] and str(job.refused) in said[0], said
-    kept = [metric["step"] for line in job.refused.read_text().splitlines() for metric in json.loads(line)["metrics"]]
-    assert kept == list(range(1, 60))
+    (tmp_path / "note.txt").write_text("note")
+    outbox.put(job, run_id, tmp_path / "note.txt", "note.txt")
+    until(lambda: bool(said))
+    began = time.monotonic()
+    assert not delivery.close(RunStatus.FINISHED, patience=30)
+    assert time.monotonic() - began < 10, "nobody restores it in the minutes after"
+    assert len(said) == 1 and "deleted" in said[0] and not job.refused.exists(), said
+    lab.client.restore_run(run_id)
+    assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
+    run = lab.client.get_run(run_id)
+    assert run.info.status == "FINISHED" and [step for step, _ in lab.points(run, "loss")] == list(range(50))
+    assert [file.path for file in lab.client.list_artifacts(run_id)] == ["note.txt"]
+
+
+@pytest.mark.fault
+def test_another_server_in_the_place_of_the_right_one_gets_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Guards: points set aside and files sent away for good since another checkout's server has the port (tried)."""
+    port = free_port()
+    right, wrong = (Lab(tmp_path / name, f"http://127.0.0.1:{port}") for name in ("right", "wrong"))
+
+    def up(lab: Lab) -> None:
+        assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
+
+    up(right)
+    try:
+        job = job_with_run(right, tmp_path)
+        run_id = job.run_record().run_id
+        right.run("server", "--stop")
+        up(wrong)
+        said: list[str] = []
+        delivery = Delivery(job, right.uri, said.append)
+        spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
+        (tmp_path / "note.txt").write_text("note")
+        outbox.put(job, run_id, tmp_path / "note.txt", "note.txt")
+        assert not delivery.close(RunStatus.FINISHED, patience=4)
+        assert any("does not know the run" in line for line in said) and not job.refused.exists(), said
+        wrong.run("server", "--stop")
+        up(right)
+        assert Delivery(job, right.uri, said.append).close(RunStatus.FINISHED, patience=30)
+        assert [step for step, _ in right.points(right.client.get_run(run_id), "loss")] == list(range(5))
+        assert [file.path for file in right.client.list_artifacts(run_id)] == ["note.txt"]
+        assert not list((wrong.folder / "mlflow" / "artifacts").rglob("note.txt"))
+    finally:
+        for lab in (right, wrong):
+            lab.run("server", "--stop")
+
+
+@pytest.mark.fault
+def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: what MLflow passes on as BAD_REQUEST, such as a database in a failover, taken for a verdict (tried)."""
+    monkeypatch.setattr("trainer.tracking.delivery.INTERVAL_SECONDS", 0.1)
+    port = free_port()
+    lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
+    assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
+    try:
+        job = job_with_run(lab, tmp_path)
+        run_id = job.run_record().run_id
+        (database,) = (lab.folder / "mlflow").glob("*.db")
+
+        def in_database(statement: str) -> None:
+            with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+                connection.execute(statement)
+
+        for table in ("metrics", "tags"):
+            in_database(f"create trigger no_{table} before insert on {table} begin select raise(abort, 'closed'); end")
+        spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
+        said: list[str] = []
+        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
+        assert not job.refused.exists() and "answers with an error" in said[0], said
+        in_database("drop trigger no_tags")  # it takes another write now: the batch is at fault
+        in_database("drop trigger no_metrics")
+        assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
+        assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(5))
+
+        in_database(
+            "create trigger no_seven before insert on metrics when new.step = 7 begin select raise(abort, 'no'); end"
+        )
+        spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
+        assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=60)
+        steps = [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")]
+        assert steps == [0, 1, 2, 3, 4, 5, 6, 8, 9], "the one that it fails at holds up nothing"
+        assert '"step": 7' in job.refused.read_text()
+    finally:
+        lab.run("server", "--stop")
 
 
 def test_the_end_is_the_jobs_and_no_model_is_left_pending(lab: Lab, tmp_path: Path) -> None:

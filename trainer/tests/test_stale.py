@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric
 
-from harness import DIGITS, PROJECT, Lab, free_port, until
+from harness import DIGITS, PROJECT, Lab, free_port, left_job, until
 from trainer import failure
 from trainer.launch import stale
 from trainer.tracking import outbox, spool
 from trainer.tracking.batches import record_of
-from trainer.tracking.job import EndRecord, Job, RunRecord
+from trainer.tracking.job import EndRecord, Job
 
 FAILING = """
 from trainer.vision import ImageClassifier
@@ -38,32 +38,6 @@ def own(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", own.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7"))
     return own
-
-
-def left_job(lab: Lab, name: str, number: int = 0) -> Job:
-    """A job as its launch left it when the power went: a run on the server, and a metric that is not delivered."""
-    client = lab.client
-    found = client.get_experiment_by_name(name)
-    experiment = found.experiment_id if found else client.create_experiment(name)
-    info = client.create_run(experiment, run_name=f"{name}-20261101-00000{number}-abcd").info
-    job = Job(lab.folder / "state" / name / info.run_name)
-    job.folder.mkdir(parents=True)
-    job.write_arguments(["fit"])
-    job.write_run_record(
-        RunRecord(
-            run_id=info.run_id,
-            experiment_id=experiment,
-            experiment=name,
-            name=info.run_name,
-            artifact_uri=info.artifact_uri,
-            start_time=info.start_time,
-            user_id=info.user_id,
-            server=lab.uri,
-        )
-    )
-    now = info.start_time + 100
-    spool.append(job.spool, record_of(info.run_id, [Metric("loss", 0.5, now, 0)], [], [RunTag("late", "yes")]))
-    return job
 
 
 def row(lab: Lab, run_name: str) -> str:
@@ -117,6 +91,7 @@ def test_the_next_start_closes_what_the_last_one_left(own: Lab) -> None:
     assert done.returncode == 0, done.stdout
     lines = [line for line in done.stdout.splitlines() if left.run_name in line]
     assert len(lines) == 1 and "closed as KILLED" in lines[0]
+    assert f"{damaged.folder} is damaged, so a new run starts" in done.stdout
     assert done.stdout.index(lines[0]) < done.stdout.index("loading PyTorch")
     statuses = {run.info.run_name: run.info.status for run in own.runs("left")}
     new = next(name for name in statuses if "-20261101-" not in name)
@@ -163,11 +138,19 @@ def test_a_recorded_end_is_told_as_it_was(own: Lab) -> None:
 def test_a_status_that_the_server_has_is_kept(own: Lab) -> None:
     """Guards: FINISHED runs of an older trainer, or of a launch that just got so far, made KILLED (tried)."""
     job = left_job(own, "kept")
-    own.client.set_terminated(job.run_record().run_id, "FINISHED", job.run_record().start_time + 42)
+    own.client.set_terminated(job.run_record().run_id, "FINISHED", job.run_record().start_time + 142)
     stale.close_all(print)
     run = own.only_run("kept")
-    assert (run.info.status, run.info.end_time) == ("FINISHED", job.run_record().start_time + 42)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", job.run_record().start_time + 142)
     assert "killed_by" not in run.data.tags and run.data.metrics["loss"] == 0.5
+
+
+def test_a_status_that_was_set_by_hand_in_mid_training_is_not(own: Lab) -> None:
+    """Guards: a quarter of a training that says FINISHED since somebody closed its run before it was killed (tried)."""
+    job = left_job(own, "by-hand")
+    own.client.set_terminated(job.run_record().run_id, "FINISHED", job.run_record().start_time + 1)
+    stale.close_all(print)
+    assert own.only_run("by-hand").info.status == "KILLED"
 
 
 def test_a_run_of_another_server_is_left_alone(own: Lab) -> None:
@@ -181,7 +164,33 @@ def test_a_run_of_another_server_is_left_alone(own: Lab) -> None:
     assert job.end_record() is None and not job.refused.exists() and not (job.folder / "spool.offset").exists()
     job.write_run_record(replace(record, run_id="f" * 32))
     stale.close_all(said.append)
-    assert "no longer on" in said[1] and job.end_record().delivered, "a run that is gone for good is told once"
+    assert "another one has taken its place, or it was deleted for good" in said[1] and job.end_record() is None
+    own.client.delete_run(record.run_id)
+    job.write_run_record(record)
+    stale.close_all(said.append)
+    assert "can be restored" in said[2] and job.end_record() is None
+    stale.close_attempts("elsewhere", own.uri, said.append)
+    assert len(said) == 3, "a start of the same job does not repeat it"
+    own.client.restore_run(record.run_id)
+    stale.close_all(said.append)
+    assert "closed as KILLED" in said[3]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("run.json", ""), ("ending.json", "{}"), ("spool.jsonl", '{"run_id": "x", "metrics": [1]}\n')]
+)
+def test_a_damaged_folder_is_named_and_holds_up_no_other(own: Lab, file: str, text: str) -> None:
+    """Guards: "no stale run" beside a run that says RUNNING for ever; a traceback, and all jobs behind it left."""
+    damaged, whole = left_job(own, "damaged"), left_job(own, "damaged", number=1)
+    with open(damaged.folder / file, "w" if file != "spool.jsonl" else "a") as written:
+        written.write(text)
+    done = own.run("sync")
+    assert "Traceback" not in done.stdout and f"{whole.run_name}: closed as KILLED" in done.stdout, done.stdout
+    if file == "spool.jsonl":  # the rest of it is delivered
+        assert done.returncode == 0 and f"{damaged.run_name}: closed as KILLED" in done.stdout
+        assert damaged.refused.read_text() == text
+    else:
+        assert done.returncode == 2 and f"{damaged.folder} is damaged" in done.stdout, done.stdout
 
 
 def test_two_that_close_at_once_do_not_meet(own: Lab) -> None:

@@ -116,7 +116,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(word: str) -> int:
-    if not word.isdecimal():
+    if not re.fullmatch("[0-9]{1,6}", word):
         raise argparse.ArgumentTypeError(f"{word} is no number of restarts; use 0 or more")
     return int(word)
 
@@ -143,6 +143,7 @@ def _fit(arguments: argparse.Namespace, rest: list[str]) -> int:
         picked,
         arguments.experiment,
         workspace.folder(rest),
+        workspace.sources(rest),
         resume,
         arguments.max_restarts,
         arguments.offline,
@@ -173,9 +174,9 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         picked,
         arguments.experiment,
         script.resolve().parent,
-        "never",
-        arguments.max_restarts,
-        arguments.offline,
+        resume="never",
+        max_restarts=arguments.max_restarts,
+        offline=arguments.offline,
     )
 
 

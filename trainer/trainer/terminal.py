@@ -1,6 +1,7 @@
 """Lines for the user, beside whatever else is on the terminal."""
 
 import contextlib
+import io
 import sys
 
 
@@ -12,3 +13,31 @@ def say(line: str) -> None:
     """
     with contextlib.suppress(OSError):
         print(("\r\033[K" if sys.stderr.isatty() else "") + f"trainer: {line}", file=sys.stderr, flush=True)
+
+
+def outlive_the_reader() -> None:
+    """From here on nothing that this process prints ends it: what cannot be written, whatever the reason, is dropped.
+
+    Else a closed terminal, a `tee` that is gone or a full disk under a log would end a training.
+    """
+    sys.stdout, sys.stderr = _dropping(sys.stdout), _dropping(sys.stderr)
+
+
+def _dropping(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    with contextlib.suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Dropping(io.FileIO):
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)

@@ -12,6 +12,7 @@ import warnings
 from trainer import failure
 from trainer.errors import UserError
 from trainer.process import AGENT_PID, die_with_parent, end_soon_after_sigterm
+from trainer.terminal import outlive_the_reader, say
 from trainer.tracking.job import Job
 
 GRACE_SECONDS = 5.0
@@ -22,7 +23,12 @@ that every rank of a job ends before launch has to kill them."""
 def main() -> int:
     """Run this rank's part of the job; the exit code is 0, 1 for an error or 2 for a user's mistake."""
     die_with_parent(int(os.environ[AGENT_PID]))
+    outlive_the_reader()
     job, rank = Job.of_this_process(), int(os.environ["RANK"])
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restart and rank == 0:  # at once: loading PyTorch takes seconds
+        of = os.environ["TORCHELASTIC_MAX_RESTARTS"]
+        say(f"a rank has failed; all workers are started again (restart {restart} of {of})")
     failures = failure.of_this_start(job.failures)
     end_soon_after_sigterm(GRACE_SECONDS, lambda: failure.note(failures, rank, "it was told to end by SIGTERM"))
     kind, *arguments = job.arguments()
@@ -34,7 +40,7 @@ def main() -> int:
 
         if rank == 0:
             client.autolog()
-            client.note_restart()
+            client.note_restart(restart)
         if kind == "fit":
             from trainer import app
 

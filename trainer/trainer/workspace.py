@@ -62,6 +62,15 @@ def folder(words: list[str]) -> Path | None:
     return Path(workspace) if workspace else None
 
 
+def sources(words: list[str]) -> list[str]:
+    """What tells two jobs of one name apart: the configuration files; in a container, of which folder of the host."""
+    files = [file.resolve() for file in config_files(words)]
+    workspace = os.environ.get("WORKSPACE")
+    mounted = workspace and any(file.is_relative_to(workspace) for file in files)
+    on_host = os.environ.get("WORKSPACE_ON_HOST")
+    return [*map(str, files), *([on_host] if mounted and on_host else [])]
+
+
 def import_folders(words: list[str]) -> list[Path]:
     """The folders whose modules can be named in a configuration without more settings."""
     workspace = os.environ.get("WORKSPACE")

@@ -43,7 +43,8 @@ def close_run(
         return False
     run = job.run_record()
     try:
-        job.write_end_record(replace(end, delivered=run is None))
+        # The exit code stands there once it is sure to be returned: resume.py goes by what the user was told.
+        job.write_end_record(replace(end, delivered=True) if run is None else replace(end, exit_code=None))
         if run is not None:
             _append_last_words(job, run, end)
     except OSError as error:  # a full disk keeps the reason from being told, not the status

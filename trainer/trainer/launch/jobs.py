@@ -23,35 +23,33 @@ def stale_attempts(name: str | None = None) -> list[Job]:
     return [job for job in all_jobs() if name in (None, job.folder.parent.name) and _is_stale(job)]
 
 
-def cut_off(name: str) -> Job | None:
-    """The newest attempt at a job, where it has or asked for a run, does not run, and has not finished and said so."""
-    attempts = [job for job in all_jobs() if job.folder.parent.name == name and _asked(job)]
-    if not attempts:
-        return None
-    try:
-        end = attempts[-1].end_record()
-        attempts[-1].run_record()
-    except DAMAGED:
-        return None
-    over = end is not None and end.status == "FINISHED" and end.delivered
-    return None if over or attempts[-1].is_claimed() else attempts[-1]
-
-
 def has_finished(job: Job) -> bool:
     """Whether a job came to its end, of which the server perhaps does not know."""
     end = job.end_record()
     return end.status == "FINISHED" if end else job.all_done()
 
 
-def _asked(job: Job) -> bool:
+def has_asked(job: Job) -> bool:
+    """Whether a job has a run, or has asked the server for one."""
     return any((job.folder / file).exists() for file in ("run.json", "asking.json"))
+
+
+def damaged() -> list[tuple[Job, Exception]]:
+    """The jobs whose folders cannot be read, and why."""
+    found: list[tuple[Job, Exception]] = []
+    for job in filter(has_asked, all_jobs()):
+        try:
+            is_open(job)
+        except DAMAGED as error:
+            found.append((job, error))
+    return found
 
 
 def _is_stale(job: Job) -> bool:
     try:
         return is_open(job) and not job.is_claimed()
     except DAMAGED:
-        return False  # the table shows it
+        return False  # see `damaged`
 
 
 def is_open(job: Job) -> bool:
@@ -61,12 +59,12 @@ def is_open(job: Job) -> bool:
 
 
 def status(job: Job) -> str:
-    """RUNNING, FINISHED, FAILED, KILLED or "stale"."""
+    """RUNNING, FINISHED, FAILED, KILLED, one of these "undelivered", or "stale" where launch left no word of it."""
     if job.is_claimed():
         return "RUNNING"
-    if is_open(job):
-        return STALE
     end = job.end_record()
+    if is_open(job):
+        return f"{end.status}, undelivered" if end else STALE
     return end.status if end else "KILLED"  # launch vanished before there was a run
 
 
@@ -84,7 +82,7 @@ def table(every: bool = False) -> str:
             if not (run or every or job.is_claimed()):
                 hidden += 1
                 continue
-            url = run_url(run) if run else "no run"
+            url = "no run" if run is None else "not on the server yet" if run.promised else run_url(run)
             rows.append((job.run_name, status(job), f"{_started(job.folder):%Y-%m-%d %H:%M:%S}", url))
         except DAMAGED as error:  # one damaged folder must not hide the others
             rows.append((job.run_name, "unreadable", "", f"{job.folder}: {error}"))

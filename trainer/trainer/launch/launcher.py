@@ -1,11 +1,13 @@
 """A training job from its command to its end: one run, one status, one exit code."""
 
+import contextlib
 import os
 import re
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from trainer.errors import UserError
 from trainer.lab import lab_dir
 from trainer.launch import jobs
 from trainer.launch.devices import Devices
-from trainer.launch.resume import ResumeMode, claim_cut_off, close_finished
+from trainer.launch.resume import USER_ERROR, ResumeMode, Wanted, claim_cut_off
 from trainer.launch.workers import Ending, Workers
 from trainer.terminal import say
 from trainer.tracking import server
@@ -42,6 +44,7 @@ def launch(
     devices: Devices,
     experiment: str | None,
     code: Path | None = None,
+    sources: Sequence[str] = (),
     resume: ResumeMode = "auto",
     max_restarts: int = 0,
     offline: bool = False,
@@ -54,6 +57,7 @@ def launch(
         devices: What the job runs on.
         experiment: MLflow experiment; by default the job's name.
         code: The folder of the user's own code, whose commit is recorded too.
+        sources: What tells this job from another one of the same name (workspace.sources).
         resume: Whether to go on with this job where it was cut off.
         offline: Start also where the server does not answer; what the job writes is delivered when it does.
         max_restarts: How often the workers are started again when one of them has failed.
@@ -72,11 +76,16 @@ def launch(
         server.wait_for(uri, say=say)
     _check(name)
     experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
-    closed = close_finished(name, experiment, uri, resume, say)
-    if closed is not None:
-        return 0 if closed else 1
+    if not offline:
+        server.require_active(uri, experiment)
+    wanted = Wanted(name, experiment, uri, list(sources), arguments)
     try:
-        cut_off = claim_cut_off(name, experiment, uri, resume, say)
+        cut_off = claim_cut_off(wanted, resume, offline, say)
+        if cut_off is not None and jobs.has_finished(cut_off):
+            return _deliver_finished(cut_off, uri)
+        if cut_off is not None:
+            say(f"going on with {cut_off.run_name}, which did not come to its end (--new starts a new run)")
+            cut_off.reopen()
     except OSError as error:
         raise UserError(f"cannot write to {lab_dir()}: {error.strerror}; make room there, or set LAB_DIR") from None
     # Asked first, since MLflow takes seconds to load.
@@ -84,7 +93,7 @@ def launch(
         from trainer.launch import stale
 
         stale.close_attempts(name, uri, say)
-    job = cut_off or _new_job(name)
+    job = cut_off or _new_job(wanted)
     say(f"{job.run_name} on {devices}; loading PyTorch takes some seconds")
     try:
         workers = Workers(job, arguments, devices, _worker_environment(uri, experiment, devices), max_restarts)
@@ -105,7 +114,7 @@ def launch(
             run.close(Ending(error=f"launch: {error}"), LAST_DELIVERY_SECONDS_KILLED, give_up=lambda: False)
         raise
     patience = LAST_DELIVERY_SECONDS if ending.killed_by is None else LAST_DELIVERY_SECONDS_KILLED
-    if offline and not run.delivers():
+    if offline and not server.is_there(uri):
         patience = LAST_DELIVERY_SECONDS_OFFLINE
     delivered = run.close(ending, patience, impatience(workers))
     _summarise(job, run, ending, time.monotonic() - start)
@@ -115,8 +124,28 @@ def launch(
             f"{how_bad}the server at {uri} did not take all of it; the rest is kept in {job.folder}, and "
             "`trainer sync` or this job's next start delivers it"
         )
-        return ending.exit_code or (0 if offline else 1)
+        code = ending.exit_code or (0 if offline else 1)
+        _record_exit_code(job, code)
+        return code
     return ending.exit_code
+
+
+def _deliver_finished(job: Job, uri: str) -> int:
+    """Have the server know all of a job that has trained already; the exit code of the command."""
+    from trainer.launch import stale
+
+    say(
+        f"{job.run_name} has finished its training; what the server does not know yet is delivered (--new starts a run)"
+    )
+    job.release()
+    return 0 if stale.close(job, uri, say) else 1
+
+
+def _record_exit_code(job: Job, code: int) -> None:
+    """Of a job whose end is recorded: what its user was told (resume.py)."""
+    with contextlib.suppress(OSError):
+        if (end := job.end_record()) is not None and end.exit_code != code:
+            job.write_end_record(replace(end, exit_code=code))
 
 
 def impatience(workers: Workers) -> Callable[[], bool]:
@@ -163,13 +192,15 @@ def _check(name: str) -> None:
         )
 
 
-def _new_job(name: str) -> Job:
+def _new_job(wanted: Wanted) -> Job:
     """A new attempt at a job; this process's claim on it lasts as long as the process."""
+    name = wanted.name
     attempt = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     job = Job(lab_dir() / "state" / name / attempt)
     try:
         job.folder.mkdir(parents=True)
         job.claim(wait=True)
+        job.write_sources(wanted.sources)
     except OSError as error:
         raise UserError(f"cannot write to {job.folder}: {error.strerror}; set LAB_DIR to a folder of yours") from None
     return job
@@ -212,3 +243,5 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
     say(", ".join(facts))
     say(run.url or f"the server at {server.tracking_uri()} has not made the run yet")
+    if ending.exit_code not in (0, USER_ERROR) and job.arguments()[0] == "fit" and any(job.checkpoints.glob("*.ckpt")):
+        say("the same command goes on with it; --new starts anew")

@@ -71,18 +71,15 @@ class JobRun:
         self._system_metrics.start()
         return True
 
-    def delivers(self) -> bool:
-        """Whether the server is taking what the job writes."""
-        return not self._delivery.is_away()
-
     def _tags(self, run_id: str, before: History) -> list[RunTag]:
         """Provenance; where the job goes on, how it has changed since: the run's results rest on both."""
+        if not self._job.resumes:  # what is in the spool already is of this very start
+            return [RunTag(key, value) for key, value in self._provenance.items()]
         tags = {key: value for key, value in self._provenance.items() if before.tag(run_id, key) is None}
         for key in self._provenance.keys() - tags.keys() - {HOST}:
             if drift := before.drift(run_id, key, self._provenance[key]):
                 tags[DRIFT + key] = drift[:MAX_TAG_LENGTH]
-        if self._job.resumes:
-            tags["resumes"] = str(self._job.resumes)
+        tags["resumes"] = str(self._job.resumes)
         return [RunTag(key, value) for key, value in tags.items()]
 
     def close(self, ending: Ending, patience: float, give_up: Callable[[], bool]) -> bool:

@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from trainer.errors import UserError
 from trainer.launch import jobs
 from trainer.launch.closing import close_run
-from trainer.tracking import server, spool
-from trainer.tracking.delivery import Delivery
+from trainer.tracking import runs, server, spool
+from trainer.tracking.answers import in_one_line
+from trainer.tracking.delivery import DELETED, NOT_THERE, Delivery
 from trainer.tracking.job import EndRecord, Job, RunRecord
 
 LOST = "lost: launch ended without a word (power loss, kill -9 or out of memory)"
@@ -29,29 +30,43 @@ def close_all(say: Callable[[str], None]) -> None:
     Raises:
         UserError: The server is away; what it has not got stays where it is.
     """
-    found = jobs.stale_attempts()
-    if not found:
+    found, damaged = jobs.stale_attempts(), jobs.damaged()
+    for job, error in damaged:
+        say(f"{job.folder} is damaged, so it is left as it is: {error}")
+    if not found and not damaged:
         say("no stale run")
         return
     uri = server.tracking_uri()
     server.wait_for(uri, SERVER_SECONDS)
-    kept = [job.run_name for job in found if not close(job, uri, say)]
+    kept = [job.run_name for job in found if not _close_or_say(job, uri, say)]
     if kept:
         raise UserError(f"{uri} did not take all of {', '.join(kept)}; nothing is lost, try again when it is well")
+    if damaged:
+        raise UserError(f"{len(damaged)} folder(s) cannot be read; mend or remove them")
 
 
 def close_attempts(name: str, uri: str, say: Callable[[str], None]) -> None:
     """Close the stale runs of one job before its next start, which goes on whatever happens here."""
     for job in jobs.stale_attempts(name):
-        try:
-            if not close(job, uri, say):
-                return
-        except Exception as error:  # an old job's damaged folder is no reason not to train
-            say(f"{job.run_name} could not be closed: {error}")
+        _close_or_say(job, uri, say, tell_of_gone=False)
 
 
-def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
+def _close_or_say(job: Job, uri: str, say: Callable[[str], None], tell_of_gone: bool = True) -> bool:
+    try:
+        return close(job, uri, say, tell_of_gone)
+    except Exception as error:  # one job's damaged or unwritable folder is no reason not to see to the others
+        say(f"{job.run_name} could not be closed: {error}")
+        return False
+
+
+def close(job: Job, uri: str, say: Callable[[str], None], tell_of_gone: bool = True) -> bool:
     """Close one stale run and say so.
+
+    Args:
+        job: Whose.
+        uri: http(s) URL of the MLflow server.
+        say: Called with a line for the user.
+        tell_of_gone: Whether to say so of a run that the server has not, or not any more.
 
     Returns:
         Whether nothing is left to do here; False where the server is away.
@@ -69,16 +84,20 @@ def close(job: Job, uri: str, say: Callable[[str], None]) -> bool:
                 return True
             run = job.run_record()
             if run is not None and run.promised and run.server != uri:
-                return _without_run(job, run, uri, say)
+                return _without_run(job, run, uri, say if tell_of_gone else _nobody)
             delivery.open_run()
             run = job.run_record()
             assert run is not None, "found or recorded"
             there = delivery.run()
         except MlflowException as error:
-            say(f"{job.run_name}: {uri} does not answer: {' '.join(str(error.message).split())[:200]}")
+            say(f"{job.run_name}: the server at {uri} {in_one_line(error)}")
             return False
         if there is None:
-            return _without_run(job, run, uri, say)
+            return _without_run(job, run, uri, say if tell_of_gone else _nobody)
+        if runs.is_deleted(there):
+            if tell_of_gone:
+                say(f"{job.run_name}: {DELETED}; left as it is, in {job.folder}")
+            return True
         end = job.end_record() or _end_of(job, run, there)
         if not close_run(job, delivery, end, PATIENCE_SECONDS, say):
             return False
@@ -99,9 +118,10 @@ def _close_without_run(job: Job, uri: str) -> None:
 def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:
     """The end of a job whose launch left no word of it."""
     last_sign = max(run.start_time, _last_sign_of_life(job))
-    status = RunStatus.from_string(there.info.status)
-    if RunStatus.is_terminated(status):  # launch got that far, or somebody closed the run by hand
-        return EndRecord(there.info.status, None, there.info.end_time or last_sign, {})
+    status, end_time = RunStatus.from_string(there.info.status), there.info.end_time or 0
+    # Launch got that far, or somebody has closed the run by hand; but not where the job has written on since.
+    if RunStatus.is_terminated(status) and end_time >= last_sign:
+        return EndRecord(there.info.status, None, end_time, {})
     if job.all_done():  # launch died before it could write that down
         return EndRecord("FINISHED", 0, last_sign, {})
     return EndRecord("KILLED", None, last_sign, {"killed_by": LOST})
@@ -115,15 +135,17 @@ def _last_sign_of_life(job: Job) -> int:
 
 
 def _without_run(job: Job, run: RunRecord, uri: str, say: Callable[[str], None]) -> bool:
-    """Nothing can be closed; say which server has the run, or that it is gone for good."""
+    """Nothing can be closed; say which server has the run, or that it is gone."""
     if run.server != uri:
-        where = f"; it was opened on {run.server}" if run.server else ""
-        say(f"{job.run_name}: its run is not on {uri}{where}; left as it is")
-        return True
-    end = job.end_record() or EndRecord("KILLED", None, max(run.start_time, _last_sign_of_life(job)), {})
-    job.write_end_record(EndRecord(end.status, end.exit_code, end.end_time, end.tags, delivered=True))
-    say(f"{job.run_name}: its run is no longer on {uri}; what it had not got stays in {job.folder}")
+        where = f"; it was opened on {run.server}: MLFLOW_TRACKING_URI={run.server} trainer sync" if run.server else ""
+        say(f"{job.run_name}: its run is not on {uri}{where}")
+    else:
+        say(f"{job.run_name}: {NOT_THERE}; left as it is (to be rid of it, remove {job.folder})")
     return True
+
+
+def _nobody(line: str) -> None:
+    return None
 
 
 def _local(milliseconds: int) -> str:

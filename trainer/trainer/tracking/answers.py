@@ -1,5 +1,7 @@
 """Which of an MLflow server's answers no later try can change."""
 
+import re
+
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -22,9 +24,17 @@ _FINAL = {
 }
 
 
+OF_THE_DATABASE = "sqlalche.me/e/"
+"""In the text of each error of SQLAlchemy's (https://docs.sqlalchemy.org/en/20/errors.html)."""
+
+
 def is_final(error: MlflowException) -> bool:
-    """Whether the server has refused for good; anything else (no connection, 5xx, 429) is worth another try."""
-    return error.error_code in _FINAL
+    """Whether the server has refused for good; anything else (no connection, 5xx, 429) is worth another try.
+
+    So is what its database has said: MLflow passes a database that is read-only for a while, say, on as BAD_REQUEST
+    (mlflow.store.db.utils, 3.17).
+    """
+    return error.error_code in _FINAL and OF_THE_DATABASE not in str(error.message)
 
 
 def is_missing(error: MlflowException) -> bool:
@@ -32,11 +42,17 @@ def is_missing(error: MlflowException) -> bool:
     return error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
+END = " )\"'."
+"""What urllib3's messages end with behind the reason."""
+
+
 def in_one_line(error: Exception) -> str:
     """How the server has not taken something, short enough for a terminal."""
     message = " ".join(str(error).split())
     if isinstance(error, RestException):
         return f"answers with an error ({message[:160]})"
+    if refused := re.search(r"too many (\d+) error responses", message):  # urllib3's word for an answer
+        return f"answers with an error (HTTP {refused[1]})"
     # urllib3 hides the reason behind the whole request.
     reason = message.rsplit(":", 1)[-1] if "Max retries exceeded" in message else message
-    return f"does not answer ({reason.strip(' )')[:120]})"
+    return f"does not answer ({reason.strip(END)[:120]})"

@@ -30,8 +30,6 @@ from trainer.tracking.spool import writer_of
 MODEL_NAME = "model"
 DISK_SECONDS = 60.0
 """How long the end of a rank waits for room on a full disk."""
-MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
-"""Environment variable in which torchrun tells its workers how often it starts them again."""
 
 
 def autolog() -> None:
@@ -50,15 +48,10 @@ def is_autologging(callback: Any) -> bool:
     return cls.__module__ == "mlflow.pytorch._lightning_autolog" and cls.__name__.endswith("MlflowPLCallback")
 
 
-def note_restart() -> None:
-    """Where torchrun has started the workers again, say so, here and on the run (tag `restarts`).
-
-    For global rank 0 only.
-    """
-    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def note_restart(restart: int) -> None:
+    """Where torchrun has started the workers again, say so on the run (tag `restarts`). For global rank 0 only."""
     if not restart:
         return
-    say(f"a rank has failed; the workers were started again (restart {restart} of {os.environ[MAX_RESTARTS]})")
     job = Job.of_this_process()
     restarts = job.write_restart()
     if record := job.run_record():

@@ -3,6 +3,10 @@
 Delivering values twice does no harm: the server keeps one of equal (key, step, timestamp, value). So the place in the
 spool moves on only after the server has taken what was read, and a crash repeats that at most.
 Files have a queue of their own (uploads.py).
+
+What waits, waits for everything that can come right again: a server that is away, a database that takes no writes, a
+run that was deleted and may be restored, another server in the place of the right one. Set aside is only what the
+server refuses in itself: it says so (4xx), or it fails at it again and again while it takes another write.
 """
 
 import os
@@ -11,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LifecycleStage, LoggedModelStatus, Run, RunStatus, RunTag
+from mlflow.entities import LoggedModelStatus, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
@@ -19,7 +23,7 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
 from trainer.tracking import batches, calls, promises, runs, spool
-from trainer.tracking.answers import in_one_line, is_final, is_missing
+from trainer.tracking.answers import in_one_line, is_final
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.outage import TRACKING, Outage
 from trainer.tracking.promises import Promises
@@ -31,6 +35,10 @@ INTERVAL_SECONDS = 1.0
 UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
+TRIES = 5
+"""How often the server may fail at one batch before it is asked whether it takes anything."""
+DELETED = "the run was deleted on the server, where it can be restored"
+NOT_THERE = "the server does not know the run: another one has taken its place, or it was deleted for good"
 
 
 class Delivery:
@@ -56,7 +64,9 @@ class Delivery:
         self._outage = Outage(job, TRACKING)
         self._aside: list[tuple[bytes, str]] = []
         self._last_error = ""
-        self._run_is_gone = False
+        self._gone = ""
+        """Why the server cannot take anything for the run, where that is so."""
+        self._tries = 0
         self._to_reopen = reopened
         self._model_tries = 0
         self._stop = threading.Event()
@@ -78,12 +88,7 @@ class Delivery:
         """
         record = self._job.run_record()
         assert record is not None, "asked for a job that has a run"
-        try:
-            return self._store.get_run(record.run_id)
-        except MlflowException as error:
-            if is_missing(error):
-                return None
-            raise
+        return runs.by_id(self._store, record.run_id)
 
     def open_run(self) -> None:
         """Have the server make the run that it was away for, unless it has.
@@ -151,12 +156,12 @@ class Delivery:
             closing.join(0.1)
             waited = time.monotonic() - began
             if give_up() or waited > patience:
-                self._abandoned.set()
-                self._uploads.abandon()
                 break
             if waited > 3 and not said:
                 said = True
                 self._say(f"the job has ended; the server has up to {patience:.0f} s to take the rest (Ctrl-C ends it)")
+        self._abandoned.set()
+        self._uploads.abandon()
         return self._closed
 
     def _close(self, status: int, end_time: int) -> None:
@@ -165,7 +170,7 @@ class Delivery:
             self._thread.join()
         self._uploads.finish()
         began, told = time.monotonic(), False
-        while not self._abandoned.is_set():
+        while not self._abandoned.is_set() and self._gone != DELETED:
             uploaded = self._uploads.done(within=INTERVAL_SECONDS)
             delivered = self._try(self._deliver_pending)  # behind the uploads, which record the store's outages
             if delivered and not told and (uploaded or time.monotonic() - began > UPLOADS_SECONDS):
@@ -201,16 +206,17 @@ class Delivery:
             # Only now, with the place that moves on: a later try would set the same records aside once more.
             self._set_aside()
             self._reader.delivered(lines[-1].end)
+            self._tries = 0
         return True
 
     def _reopen(self) -> bool:
         """Set a run that was closed to RUNNING again; False if the server is away."""
         record = self._job.run_record()
         assert record is not None, "a job that goes on has a run"
+        if self._can_take_nothing():
+            return False
         try:
-            run = self.run()
-            if run is not None:
-                self._store.update_run_info(record.run_id, RunStatus.RUNNING, None, None)
+            self._store.update_run_info(record.run_id, RunStatus.RUNNING, None, None)
         except MlflowException as error:
             if not is_final(error):
                 return self._away(error)
@@ -227,15 +233,15 @@ class Delivery:
             post()
         except MlflowException as error:
             if not is_final(error):
-                return self._away(error)
-            try:
-                self._note_whether_the_run_is_gone()
-            except MlflowException as error:
-                return self._away(error)
-            return self._refused(batch, str(error.message))
+                self._tries += 1
+                at_fault = self._tries >= TRIES and self._takes_another()
+                return self._refused(batch, str(error.message)) if at_fault else self._away(error)
+            return False if self._can_take_nothing() else self._refused(batch, str(error.message))
         except ValueError as error:  # no answer of an MLflow server's: a proxy's page, say
             return self._away(error)
-        self._run_is_gone = False
+        if self._gone:
+            self._gone = ""
+            self._say("the run is there again")
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})
@@ -263,9 +269,6 @@ class Delivery:
 
     def _refused(self, batch: list[Record], reason: str) -> bool:
         """Set aside what is refused, and deliver the rest of the batch; False if the server is away."""
-        if self._run_is_gone:  # all of it is, and that has been said
-            self._aside += [(batches.as_line(record), "") for record in batch]
-            return True
         if len(batch) > 1:  # find the one that is refused; the others must not suffer for it
             return all(self._deliver([record]) for record in batch)
         if parts := batches.parts(batch[0]):
@@ -276,17 +279,27 @@ class Delivery:
         self._back()
         return True
 
-    def _note_whether_the_run_is_gone(self) -> None:
-        """See to it that a run which was deleted in mid-training is said once, and not with every record.
+    def _takes_another(self) -> bool:
+        """Whether the server takes another write for the run: then it is the batch that is at fault."""
+        record = self._job.run_record()
+        assert record is not None, "a batch is of a run"
+        try:
+            self._store.set_tag(record.run_id, RunTag(JOB_TAG, self._job.run_name))
+        except (MlflowException, ValueError):
+            return False
+        return True
 
-        Raises:
-            MlflowException: The server is away.
-        """
-        run = self.run()
-        gone = run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE
-        if gone and not self._run_is_gone:
-            self._say(f"the run was deleted on the server; what the job still writes is kept in {self._job.refused}")
-        self._run_is_gone = gone
+    def _can_take_nothing(self) -> bool:
+        """Whether the server has no such run to take anything for, or is away now; said once."""
+        try:
+            run = self.run()
+        except MlflowException as error:
+            return not self._away(error)
+        gone = NOT_THERE if run is None else DELETED if runs.is_deleted(run) else ""
+        if gone and gone != self._gone:
+            self._say(f"{gone}; training goes on, its records wait on disk")
+        self._gone = gone
+        return bool(gone)
 
     def _finish_models(self) -> bool:
         """Mark models that nobody has finished as failed: a killed job leaves them PENDING.
@@ -320,8 +333,9 @@ class Delivery:
         except MlflowException as error:
             if not is_final(error):
                 return self._away(error)
-            if not self._run_is_gone:
-                self._say(f"the server refused status {RunStatus.to_string(status)}: {error.message}")
+            if self._can_take_nothing():
+                return False
+            self._say(f"the server refused status {RunStatus.to_string(status)}: {error.message}")
         return True
 
     def _set_aside(self) -> None:
@@ -335,10 +349,6 @@ class Delivery:
         if self._outage.begin():
             self._say(f"the tracking server {in_one_line(error)}; training goes on, its records wait on disk")
         return False
-
-    def is_away(self) -> bool:
-        """Whether the server was away when it was last asked."""
-        return self._outage.lasts
 
     def _back(self) -> None:
         if (seconds := self._outage.end()) is not None:

@@ -158,7 +158,7 @@ class Job:
 
     def _count(self, name: str) -> int:
         try:
-            return len((self.folder / name).read_text().splitlines())
+            return len((self.folder / name).read_bytes().splitlines())
         except FileNotFoundError:
             return 0
 
@@ -184,6 +184,17 @@ class Job:
 
     def arguments(self) -> list[str]:
         return json.loads(self._arguments_file.read_text())
+
+    def write_sources(self, sources: list[str]) -> None:
+        """Record which files the job's configuration is from: another job may have the same name."""
+        write_whole(self.folder / "sources.json", json.dumps(sources))
+
+    def sources(self) -> list[str] | None:
+        """What `write_sources` has recorded; None in a job of an earlier version of the trainer."""
+        try:
+            return json.loads((self.folder / "sources.json").read_text())
+        except FileNotFoundError:
+            return None
 
     @property
     def _run_file(self) -> Path:

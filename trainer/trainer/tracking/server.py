@@ -1,10 +1,12 @@
 """Which MLflow server a job talks to, and whether it answers."""
 
+import json
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from urllib.parse import urlencode, urlsplit
 
 from trainer.errors import UserError
 from trainer.tracking.job import RunRecord
@@ -64,6 +66,21 @@ def is_there(uri: str, timeout: float = PROBE_SECONDS) -> bool:
         return True
 
 
+def require_active(uri: str, experiment: str) -> None:
+    """
+    Raises:
+        UserError: Somebody has deleted the experiment on the server at `uri`: no run can be made in it.
+    """
+    query = urlencode({"experiment_name": experiment})
+    try:
+        with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=5.0) as response:
+            deleted = json.load(response)["experiment"]["lifecycle_stage"] == "deleted"
+    except (OSError, ValueError, KeyError, TypeError):  # it is new, or the server asks for a password: then a rank sees
+        return
+    if deleted:
+        raise UserError(f"experiment {experiment} was deleted on {uri}: restore it there, or give another --experiment")
+
+
 def wait_for(uri: str, patience: float = PATIENCE_SECONDS, say: Callable[[str], None] = lambda line: None) -> None:
     """Return once an MLflow server answers at `uri`.
 
@@ -82,8 +99,9 @@ def wait_for(uri: str, patience: float = PATIENCE_SECONDS, say: Callable[[str], 
             said = True
             say(f"waiting for the MLflow server at {uri}")
         if time.monotonic() > deadline:
+            port = f" --port {urlsplit(uri).port}" if urlsplit(uri).port else ""
             raise UserError(
-                f"no MLflow server answers at {uri}; start one with `trainer server --detach` "
+                f"no MLflow server answers at {uri}; start one with `trainer server --detach{port}` "
                 "(in Docker: `docker compose up -d mlflow`), set MLFLOW_TRACKING_URI, or train without one by --offline"
             )
         time.sleep(0.5)

@@ -151,7 +151,8 @@ class SpoolReader:
         self._spool = spool
         self._offset_file = spool.with_suffix(place)
         try:
-            self._offset = int(self._offset_file.read_text())
+            offset = int(self._offset_file.read_text())
+            self._offset = offset if 0 <= offset <= spool.stat().st_size else 0
         except (FileNotFoundError, ValueError):  # a power loss may leave it empty; to deliver twice does no harm
             self._offset = 0
 
@@ -215,4 +216,16 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "run_id" in record else None
+    return record if isinstance(record, dict) and _is_whole(record) else None
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether the values in it, if any, are what a disk or another program has left as they were."""
+    try:
+        for metric in record.get("metrics", []):
+            _ = str(metric["key"]), int(metric["step"]), int(metric["timestamp"]), float(metric["value"])
+        for value in [*record.get("params", []), *record.get("tags", [])]:
+            _ = str(value["key"]), str(value["value"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return isinstance(record.get("run_id"), str)

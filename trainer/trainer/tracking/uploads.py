@@ -32,7 +32,7 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
 
 from trainer.errors import UserError
-from trainer.tracking import promises, server, spool
+from trainer.tracking import promises, runs, server, spool
 from trainer.tracking.answers import in_one_line, is_final
 from trainer.tracking.job import Job
 from trainer.tracking.outage import ARTIFACTS, Outage
@@ -145,6 +145,14 @@ class Uploads:
         if uri.startswith(promises.REFUSED):
             self._set_aside(line, UserError("the server has refused the model that it is of"))
             return True
+        run = self._job.run_record()
+        assert run is not None, "files are logged to a run"
+        try:
+            there = runs.by_id(self._store, run.run_id)
+        except MlflowException:  # the delivery of values says so
+            return False
+        if there is None or runs.is_deleted(there):  # so does it here; another server would take the file
+            return False
         if self._outage.lasts and not self._store_takes_files(line):  # not tried with a file that may be large
             self._tries = min(self._tries + 1, TRIES)
             return False
