@@ -359,6 +359,36 @@ def test_a_restored_lab_is_equal(stack: Stack, other: Stack, backup: Backup, res
     assert stack.inside("minio", secret) != other.inside("minio", secret)
 
 
+def test_a_restore_that_was_cut_off_at_its_very_end_can_be_repeated(
+    other: Stack, backup: Backup, restored: Contents
+) -> None:
+    other: Stack, backup: Backup, restored: Contents
+) -> None:
+    """Guards: the advice to delete a lab that is restored, and only wants its MLflow server started."""
+    other.must("stop", "mlflow")
+    done = make(other, "restore", f"FROM={backup.folder}")
+    assert done.returncode == 0 and "holds" in done.stdout, done.stdout
+    assert_equal(restored, contents(other))
+
+
+def test_a_backup_that_is_interrupted_says_so(other: Stack, restored: Contents, tmp_path: Path) -> None:
+    """Guards: Ctrl-C that is blamed on the database, and half a folder left."""
+    process = subprocess.Popen(
+        [REPOSITORY / "docker" / "backup", tmp_path / "interrupted"],
+        env=other.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    until(lambda: (tmp_path / "interrupted.partial").exists())
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and output.splitlines()[-1] == "backup: error: interrupted", output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_of_the_restored_lab_loads(other: Stack, restored: Contents) -> None:
     """Guards: a registered model whose alias leads nowhere."""
     import torch

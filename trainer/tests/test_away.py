@@ -69,6 +69,24 @@ def test_a_job_without_a_server_is_delivered_by_sync(own: Lab) -> None:
     assert own.run("sync").stdout.count("no stale run") == 1
 
 
+def test_each_command_without_a_server_trains(own: Lab) -> None:
+    """Guards: a second experiment that is dropped, with exit code 0 or 1, since the first is still to be delivered; a
+    drift of a job that never went on. (Found so.)"""
+    for lr in ("0.1", "0.2"):
+        words = ("--trainer.max_epochs", "1", "--experiment", "several", "--model.init_args.lr", lr)
+        done = own.run(*DIGITS, *words, "--offline")
+        assert done.returncode == 0 and "FINISHED" in done.stdout, done.stdout
+    table = own.run("runs").stdout
+    assert table.count("FINISHED, undelivered") == 2 and table.count("not on the server yet") == 2, table
+    up(own)
+    done = own.run(*DIGITS, "--trainer.max_epochs", "1", "--experiment", "several", "--model.init_args.lr", "0.2")
+    assert done.returncode == 0 and done.stdout.count("closed as FINISHED") == 2, done.stdout
+    runs = own.runs("several")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert sorted(run.data.params["model.init_args.lr"] for run in runs) == ["0.1", "0.2", "0.2"]
+    assert not [tag for run in runs for tag in run.data.tags if tag.startswith("drift.")]
+
+
 def test_a_server_that_goes_and_comes_back_gets_all_of_it(own: Lab) -> None:
     """Guards: a training that waits; points, the model or the status lost; an outage that nobody can see afterwards."""
     up(own)

@@ -126,7 +126,8 @@ def test_a_job_that_runs_is_named(own: Lab) -> None:
     """Guards: two trainings at once without a word; --resume must that says that there is none."""
     said: list[str] = []
     job = cut_off(own, "runs")
-    assert Job(job.folder).claim() and claimed(own, "runs", said) is None
+    holder = Job(job.folder)
+    assert holder.claim() and claimed(own, "runs", said) is None
     assert said == [f"{job.run_name} is running in another process; this starts one more run"]
     with pytest.raises(UserError, match="another process has it in hand"):
         claimed(own, "runs", said, mode="must")

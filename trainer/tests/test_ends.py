@@ -264,3 +264,14 @@ def test_workers_die_with_launch(lab: Lab) -> None:
     process.kill()
     process.communicate()
     until(lambda: not alive(everyone), seconds=15)
+
+
+def test_a_reader_that_is_gone_does_not_end_a_training(lab: Lab) -> None:
+    """Guards: FAILED with `BrokenPipeError`, or EIO, since a terminal was closed or a `tee` has died. (Found so.)"""
+    process = lab.start(*DIGITS, "--experiment", "unread", "--trainer.max_epochs", "4")
+    until(lambda: bool(lab.runs("unread")) and "val_loss" in lab.only_run("unread").data.metrics)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(120) == 0
+    run = lab.only_run("unread")
+    assert run.info.status == "FINISHED" and len(lab.points(run, "val_loss")) == 4 and "test_acc" in run.data.metrics
