@@ -362,8 +362,6 @@ def test_a_restored_lab_is_equal(stack: Stack, other: Stack, backup: Backup, res
 def test_a_restore_that_was_cut_off_at_its_very_end_can_be_repeated(
     other: Stack, backup: Backup, restored: Contents
 ) -> None:
-    other: Stack, backup: Backup, restored: Contents
-) -> None:
     """Guards: the advice to delete a lab that is restored, and only wants its MLflow server started."""
     other.must("stop", "mlflow")
     done = make(other, "restore", f"FROM={backup.folder}")
