@@ -148,6 +148,7 @@ def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypat
             with contextlib.closing(sqlite3.connect(database)) as connection, connection:
                 connection.execute(statement)
 
+        lab.client.set_tag(run_id, "job", job.run_name)
         for table in ("metrics", "tags"):
             in_database(f"create trigger no_{table} before insert on {table} begin select raise(abort, 'closed'); end")
         spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
@@ -167,6 +168,7 @@ def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypat
         steps = [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 8, 9], "the one that it fails at holds up nothing"
         assert '"step": 7' in job.refused.read_text()
+        assert "delivery.probe" not in lab.client.get_run(run_id).data.tags
     finally:
         lab.run("server", "--stop")
 

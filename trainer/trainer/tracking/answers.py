@@ -42,6 +42,15 @@ def is_missing(error: MlflowException) -> bool:
     return error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
+_ANSWER = re.compile(r"too many (\d+) error responses")
+"""urllib3's word for an answer that is an error, where it was to be tried again."""
+
+
+def is_answer(error: Exception) -> bool:
+    """Whether the server has answered, be it with an error; else it is away, and says nothing of what was asked."""
+    return isinstance(error, RestException) or _ANSWER.search(str(error)) is not None
+
+
 END = " )\"'."
 """What urllib3's messages end with behind the reason."""
 
@@ -51,8 +60,8 @@ def in_one_line(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, RestException):
         return f"answers with an error ({message[:160]})"
-    if refused := re.search(r"too many (\d+) error responses", message):  # urllib3's word for an answer
-        return f"answers with an error (HTTP {refused[1]})"
+    if answer := _ANSWER.search(message):
+        return f"answers with an error (HTTP {answer[1]})"
     # urllib3 hides the reason behind the whole request.
     reason = message.rsplit(":", 1)[-1] if "Max retries exceeded" in message else message
     return f"does not answer ({reason.strip(END)[:120]})"

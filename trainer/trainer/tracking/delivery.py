@@ -23,7 +23,7 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
 from trainer.tracking import batches, calls, promises, runs, spool
-from trainer.tracking.answers import in_one_line, is_final
+from trainer.tracking.answers import in_one_line, is_answer, is_final
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.outage import TRACKING, Outage
 from trainer.tracking.promises import Promises
@@ -36,7 +36,9 @@ UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
 TRIES = 5
-"""How often the server may fail at one batch before it is asked whether it takes anything."""
+"""How often in a row the server may fail at one batch, and take another write, before the batch is at fault."""
+PROBE = "delivery.probe"
+"""A tag that is set, and removed, to see whether it is the server or one batch that is at fault."""
 DELETED = "the run was deleted on the server, where it can be restored"
 NOT_THERE = "the server does not know the run: another one has taken its place, or it was deleted for good"
 
@@ -66,7 +68,7 @@ class Delivery:
         self._last_error = ""
         self._gone = ""
         """Why the server cannot take anything for the run, where that is so."""
-        self._tries = 0
+        self._faults = 0
         self._to_reopen = reopened
         self._model_tries = 0
         self._stop = threading.Event()
@@ -206,7 +208,7 @@ class Delivery:
             # Only now, with the place that moves on: a later try would set the same records aside once more.
             self._set_aside()
             self._reader.delivered(lines[-1].end)
-            self._tries = 0
+            self._faults = 0
         return True
 
     def _reopen(self) -> bool:
@@ -233,8 +235,8 @@ class Delivery:
             post()
         except MlflowException as error:
             if not is_final(error):
-                self._tries += 1
-                at_fault = self._tries >= TRIES and self._takes_another()
+                self._faults = self._faults + 1 if is_answer(error) and self._takes_another() else 0
+                at_fault = self._faults >= TRIES
                 return self._refused(batch, str(error.message)) if at_fault else self._away(error)
             return False if self._can_take_nothing() else self._refused(batch, str(error.message))
         except ValueError as error:  # no answer of an MLflow server's: a proxy's page, say
@@ -284,7 +286,9 @@ class Delivery:
         record = self._job.run_record()
         assert record is not None, "a batch is of a run"
         try:
-            self._store.set_tag(record.run_id, RunTag(JOB_TAG, self._job.run_name))
+            # Not a value that is there already: MLflow writes nothing then, and so would a read-only database "take" it.
+            self._store.set_tag(record.run_id, RunTag(PROBE, str(get_current_time_millis())))
+            self._store.delete_tag(record.run_id, PROBE)
         except (MlflowException, ValueError):
             return False
         return True
