@@ -286,7 +286,7 @@ class Delivery:
         record = self._job.run_record()
         assert record is not None, "a batch is of a run"
         try:
-            # Not a value that is there already: MLflow writes nothing then, and so would a read-only database "take" it.
+            # Not a value that is there already: that would be no write, and a read-only database would "take" it.
             self._store.set_tag(record.run_id, RunTag(PROBE, str(get_current_time_millis())))
             self._store.delete_tag(record.run_id, PROBE)
         except (MlflowException, ValueError):
