@@ -52,7 +52,7 @@ def claim_cut_off(wanted: Wanted, mode: ResumeMode, offline: bool, say: Callable
             raise UserError(f"{job.run_name} is running: another process has it in hand")
         say(f"{job.run_name} is running in another process; this starts one more run")
         job = None
-    elif not _can_go_on(job, wanted, say):
+    elif _is_over(job, wanted, offline) or not _can_go_on(job, wanted, say):  # over: another process was faster
         job.release()
         job = None
     if job is None and mode == "must":
