@@ -50,6 +50,12 @@ def test_a_job_is_known_by_more_than_its_name(own: Lab) -> None:
     assert claimed(own, "known", said, sources=["/elsewhere/a.yaml"]) == other.folder
     assert claimed(own, "known", said, sources=["/third/a.yaml"]) is None
     assert claimed(own, "known", said, experiment="of-its-own") is None
+    died_asking = cut_off(own, "known", number=2)
+    (died_asking.folder / "run.json").unlink()
+    died_asking.write_asking("0", own.uri)
+    damaged = cut_off(own, "known", ("/elsewhere/a.yaml",), number=3)
+    (damaged.folder / "run.json").write_text("")
+    assert claimed(own, "known", said) == job.folder, "newer ones with nothing to go on with, or of another project"
     (job.folder / "sources.json").unlink()
     assert claimed(own, "known", said) == job.folder, "of an earlier version"
     assert said == []

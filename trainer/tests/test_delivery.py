@@ -134,7 +134,8 @@ def test_another_server_in_the_place_of_the_right_one_gets_nothing(lab: Lab, tmp
 
 @pytest.mark.fault
 def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards: what MLflow passes on as BAD_REQUEST, such as a database in a failover, taken for a verdict (tried)."""
+    """Guards: what MLflow passes on as BAD_REQUEST, such as a database in a failover, taken for a verdict (tried); a
+    probe that writes nothing, or to another table. (Found so.)"""
     monkeypatch.setattr("trainer.tracking.delivery.INTERVAL_SECONDS", 0.1)
     port = free_port()
     lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
@@ -155,15 +156,21 @@ def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypat
         said: list[str] = []
         assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
         assert not job.refused.exists() and "answers with an error" in said[0], said
-        in_database("drop trigger no_tags")  # it takes another write now: the batch is at fault
+        in_database("drop trigger no_tags")
+        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
         in_database("drop trigger no_metrics")
         assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
         assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(5))
+        in_database("create trigger no_more before insert on metrics begin select raise(abort, 'closed'); end")
+        spool.append(job.spool, record_of(run_id, points(5, 6), [], []))
+        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
+        assert not job.refused.exists(), "it takes tags, but no metric at all"
+        in_database("drop trigger no_more")
 
         in_database(
             "create trigger no_seven before insert on metrics when new.step = 7 begin select raise(abort, 'no'); end"
         )
-        spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
+        spool.append(job.spool, record_of(run_id, points(6, 10), [], []))
         assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=60)
         steps = [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")]
         assert steps == [0, 1, 2, 3, 4, 5, 6, 8, 9], "the one that it fails at holds up nothing"

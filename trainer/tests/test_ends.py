@@ -12,7 +12,7 @@ import psutil
 import pytest
 from mlflow.entities import RunStatus
 
-from harness import DIGITS, Lab, alive, job_with_run, until
+from harness import DIGITS, PROJECT, TRAINER, Lab, alive, job_with_run, until
 from trainer import failure
 from trainer.launch.launcher import impatience
 from trainer.launch.workers import Workers
@@ -268,6 +268,8 @@ def test_workers_die_with_launch(lab: Lab) -> None:
 
 def test_a_reader_that_is_gone_does_not_end_a_training(lab: Lab) -> None:
     """Guards: FAILED with `BrokenPipeError`, or EIO, since a terminal was closed or a `tee` has died. (Found so.)"""
+    closed = f"{TRAINER} {' '.join(DIGITS)} --experiment closed --trainer.fast_dev_run true >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], cwd=PROJECT, env=lab.environment).returncode == 0
     process = lab.start(*DIGITS, "--experiment", "unread", "--trainer.max_epochs", "4")
     until(lambda: bool(lab.runs("unread")) and "val_loss" in lab.only_run("unread").data.metrics)
     assert process.stdout is not None

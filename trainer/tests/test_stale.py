@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow.entities import Metric
 
 from harness import DIGITS, PROJECT, Lab, free_port, left_job, until
 from trainer import failure
+from trainer.errors import UserError
 from trainer.launch import stale
 from trainer.tracking import outbox, spool
 from trainer.tracking.batches import record_of
@@ -159,15 +161,20 @@ def test_a_run_of_another_server_is_left_alone(own: Lab) -> None:
     record = job.run_record()
     job.write_run_record(replace(record, run_id="f" * 32, server="http://elsewhere.example.org"))
     said: list[str] = []
-    stale.close_all(said.append)
-    assert len(said) == 1 and "http://elsewhere.example.org" in said[0]
+
+    def refused() -> None:
+        with pytest.raises(UserError, match="did not take all"):
+            stale.close_all(said.append)
+
+    refused()
+    assert len(said) == 1 and "MLFLOW_TRACKING_URI=http://elsewhere.example.org trainer sync" in said[0]
     assert job.end_record() is None and not job.refused.exists() and not (job.folder / "spool.offset").exists()
     job.write_run_record(replace(record, run_id="f" * 32))
-    stale.close_all(said.append)
+    refused()
     assert "another one has taken its place, or it was deleted for good" in said[1] and job.end_record() is None
     own.client.delete_run(record.run_id)
     job.write_run_record(record)
-    stale.close_all(said.append)
+    refused()
     assert "can be restored" in said[2] and job.end_record() is None
     stale.close_attempts("elsewhere", own.uri, said.append)
     assert len(said) == 3, "a start of the same job does not repeat it"
@@ -191,6 +198,15 @@ def test_a_damaged_folder_is_named_and_holds_up_no_other(own: Lab, file: str, te
         assert damaged.refused.read_text() == text
     else:
         assert done.returncode == 2 and f"{damaged.folder} is damaged" in done.stdout, done.stdout
+
+
+def test_a_delivery_that_fails_leaves_what_the_user_was_told(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: a job that had said 0, and is taken for one that was cut off since a sync broke off. (Found so.)"""
+    job = left_job(own, "told-0")
+    job.write_end_record(EndRecord("FINISHED", 0, job.run_record().start_time + 1, {}))
+    monkeypatch.setattr(stale, "close_run", partial(stale.close_run, give_up=lambda: True))
+    assert not stale.close(job, own.uri, print)
+    assert job.end_record() == EndRecord("FINISHED", 0, job.run_record().start_time + 1, {})
 
 
 def test_two_that_close_at_once_do_not_meet(own: Lab) -> None:

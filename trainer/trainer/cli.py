@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer import workspace
 from trainer.errors import UserError
-from trainer.terminal import say
+from trainer.terminal import outlive_the_reader, say
 
 JOB_OPTIONS = ("--accelerator", "--devices", "--experiment", "--name", "--max-restarts", "--offline")
 DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job is exactly one MLflow run, a true one."
@@ -16,6 +16,7 @@ DESCRIPTION = "Trains with Lightning DDP on every GPU of this machine; each job 
 
 def main() -> None:
     """Entry point of the `trainer` command."""
+    outlive_the_reader()
     arguments, rest = _parser().parse_known_args()
     if rest and arguments.command != "fit":
         _parser().error(f"unknown arguments: {' '.join(rest)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 
 
@@ -20,7 +21,13 @@ def outlive_the_reader() -> None:
 
     Else a closed terminal, a `tee` that is gone or a full disk under a log would end a training.
     """
-    sys.stdout, sys.stderr = _dropping(sys.stdout), _dropping(sys.stderr)
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: else the next file that is opened, here or in a child, would take its place
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = _dropping(sys.stdout or open(1, "w", closefd=False))  # noqa: SIM115
+    sys.stderr = _dropping(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
 
 
 def _dropping(stream: io.TextIOWrapper) -> io.TextIOWrapper:

@@ -1,6 +1,7 @@
 """Where a user's own code lies: the folder that WORKSPACE names, and those of the configuration files."""
 
 import os
+import re
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -63,8 +64,14 @@ def folder(words: list[str]) -> Path | None:
 
 
 def sources(words: list[str]) -> list[str]:
-    """What tells two jobs of one name apart: the configuration files; in a container, of which folder of the host."""
+    """What tells two jobs of one name apart: the configuration files; in a container, of which folder of the host.
+
+    Without any, the classes that the command line names.
+    """
     files = [file.resolve() for file in config_files(words)]
+    if not files:
+        line = " ".join(words)
+        return re.findall(r"--(?:model|data)(?:\.class_path)?[= ]([^ ]+)", line)
     workspace = os.environ.get("WORKSPACE")
     mounted = workspace and any(file.is_relative_to(workspace) for file in files)
     on_host = os.environ.get("WORKSPACE_ON_HOST")

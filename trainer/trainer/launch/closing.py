@@ -44,7 +44,9 @@ def close_run(
     run = job.run_record()
     try:
         # The exit code stands there once it is sure to be returned: resume.py goes by what the user was told.
-        job.write_end_record(replace(end, delivered=True) if run is None else replace(end, exit_code=None))
+        known = job.end_record()
+        told = known.exit_code if known else None
+        job.write_end_record(replace(end, delivered=True) if run is None else replace(end, exit_code=told))
         if run is not None:
             _append_last_words(job, run, end)
     except OSError as error:  # a full disk keeps the reason from being told, not the status

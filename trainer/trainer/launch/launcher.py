@@ -243,5 +243,7 @@ def _summarise(job: Job, run: "JobRun", ending: Ending, seconds: float) -> None:
     facts.append(f"{int(seconds) // 60} min {int(seconds) % 60} s")
     say(", ".join(facts))
     say(run.url or f"the server at {server.tracking_uri()} has not made the run yet")
+    if refused := [str(place) for place in (job.refused, job.refused_files) if place.exists()]:
+        say(f"not all of it: what the server has refused is kept in {' and '.join(refused)}")
     if ending.exit_code not in (0, USER_ERROR) and job.arguments()[0] == "fit" and any(job.checkpoints.glob("*.ckpt")):
         say("the same command goes on with it; --new starts anew")

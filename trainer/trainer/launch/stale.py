@@ -69,7 +69,7 @@ def close(job: Job, uri: str, say: Callable[[str], None], tell_of_gone: bool = T
         tell_of_gone: Whether to say so of a run that the server has not, or not any more.
 
     Returns:
-        Whether nothing is left to do here; False where the server is away.
+        Whether nothing is left to do here; False where the server is away, or has not the run.
     """
     if not job.claim():
         say(f"{job.run_name}: another process has it in hand")
@@ -96,8 +96,8 @@ def close(job: Job, uri: str, say: Callable[[str], None], tell_of_gone: bool = T
             return _without_run(job, run, uri, say if tell_of_gone else _nobody)
         if runs.is_deleted(there):
             if tell_of_gone:
-                say(f"{job.run_name}: {DELETED}; left as it is, in {job.folder}")
-            return True
+                say(f"{job.run_name}: {DELETED}; left as it is (if it is not to be, remove {job.folder})")
+            return False
         end = job.end_record() or _end_of(job, run, there)
         if not close_run(job, delivery, end, PATIENCE_SECONDS, say):
             return False
@@ -123,7 +123,7 @@ def _end_of(job: Job, run: RunRecord, there: Run) -> EndRecord:
     if RunStatus.is_terminated(status) and end_time >= last_sign:
         return EndRecord(there.info.status, None, end_time, {})
     if job.all_done():  # launch died before it could write that down
-        return EndRecord("FINISHED", 0, last_sign, {})
+        return EndRecord("FINISHED", None, last_sign, {})
     return EndRecord("KILLED", None, last_sign, {"killed_by": LOST})
 
 
@@ -140,8 +140,8 @@ def _without_run(job: Job, run: RunRecord, uri: str, say: Callable[[str], None])
         where = f"; it was opened on {run.server}: MLFLOW_TRACKING_URI={run.server} trainer sync" if run.server else ""
         say(f"{job.run_name}: its run is not on {uri}{where}")
     else:
-        say(f"{job.run_name}: {NOT_THERE}; left as it is (to be rid of it, remove {job.folder})")
-    return True
+        say(f"{job.run_name}: {NOT_THERE}; left as it is (only in the latter case: remove {job.folder})")
+    return False
 
 
 def _nobody(line: str) -> None:

@@ -24,6 +24,8 @@ _FINAL = {
 }
 
 
+_ANSWER = re.compile(r"too many (\d+) error responses")
+"""urllib3's word for an answer that is an error, where it was to be tried again."""
 OF_THE_DATABASE = "sqlalche.me/e/"
 """In the text of each error of SQLAlchemy's (https://docs.sqlalchemy.org/en/20/errors.html)."""
 
@@ -37,18 +39,18 @@ def is_final(error: MlflowException) -> bool:
     return error.error_code in _FINAL and OF_THE_DATABASE not in str(error.message)
 
 
+def may_be_of_what_was_asked(error: MlflowException) -> bool:
+    """Whether a later try may help, or what was asked may be at fault itself: the server, or its database, fails at it.
+
+    Not so where the server is away, overloaded or started (429, 502, 503, 504), or does not know who asks (401, 403).
+    """
+    answer = _ANSWER.search(str(error))
+    return answer[1] == "500" if answer else OF_THE_DATABASE in str(error.message)
+
+
 def is_missing(error: MlflowException) -> bool:
     """Whether what was asked for is not there."""
     return error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
-
-
-_ANSWER = re.compile(r"too many (\d+) error responses")
-"""urllib3's word for an answer that is an error, where it was to be tried again."""
-
-
-def is_answer(error: Exception) -> bool:
-    """Whether the server has answered, be it with an error; else it is away, and says nothing of what was asked."""
-    return isinstance(error, RestException) or _ANSWER.search(str(error)) is not None
 
 
 END = " )\"'."

@@ -6,16 +6,17 @@ Files have a queue of their own (uploads.py).
 
 What waits, waits for everything that can come right again: a server that is away, a database that takes no writes, a
 run that was deleted and may be restored, another server in the place of the right one. Set aside is only what the
-server refuses in itself: it says so (4xx), or it fails at it again and again while it takes another write.
+server refuses in itself: it says so (4xx), or it fails at it (500) again and again while it takes others of the kind.
 """
 
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LoggedModelStatus, Run, RunStatus, RunTag
+from mlflow.entities import LoggedModelStatus, Metric, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
@@ -23,7 +24,7 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
 from trainer.tracking import batches, calls, promises, runs, spool
-from trainer.tracking.answers import in_one_line, is_answer, is_final
+from trainer.tracking.answers import in_one_line, is_final, is_missing, may_be_of_what_was_asked
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.outage import TRACKING, Outage
 from trainer.tracking.promises import Promises
@@ -36,7 +37,8 @@ UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
 TRIES = 5
-"""How often in a row the server may fail at one batch, and take another write, before the batch is at fault."""
+"""How often in a row the server may fail at a batch, and take another, before the batch is taken apart; and then again
+at the value alone that it fails at."""
 PROBE = "delivery.probe"
 """A tag that is set, and removed, to see whether it is the server or one batch that is at fault."""
 DELETED = "the run was deleted on the server, where it can be restored"
@@ -69,6 +71,8 @@ class Delivery:
         self._gone = ""
         """Why the server cannot take anything for the run, where that is so."""
         self._faults = 0
+        self._taken: Metric | None = None
+        """The last metric that the server has taken."""
         self._to_reopen = reopened
         self._model_tries = 0
         self._stop = threading.Event()
@@ -172,13 +176,15 @@ class Delivery:
             self._thread.join()
         self._uploads.finish()
         began, told = time.monotonic(), False
-        while not self._abandoned.is_set() and self._gone != DELETED:
+        while not self._abandoned.is_set():
             uploaded = self._uploads.done(within=INTERVAL_SECONDS)
             delivered = self._try(self._deliver_pending)  # behind the uploads, which record the store's outages
             if delivered and not told and (uploaded or time.monotonic() - began > UPLOADS_SECONDS):
                 told = self._set_status(status, end_time)
             if delivered and uploaded and told and self._finish_models():
                 self._closed = True
+                return
+            if self._gone == DELETED:  # nobody restores it in the minutes after
                 return
             self._abandoned.wait(INTERVAL_SECONDS)
 
@@ -235,19 +241,45 @@ class Delivery:
             post()
         except MlflowException as error:
             if not is_final(error):
-                self._faults = self._faults + 1 if is_answer(error) and self._takes_another() else 0
-                at_fault = self._faults >= TRIES
-                return self._refused(batch, str(error.message)) if at_fault else self._away(error)
-            return False if self._can_take_nothing() else self._refused(batch, str(error.message))
+                return self._failed(batch, post, error)
+            if self._can_take_nothing():
+                return False
+            if not (is_missing(error) and calls.asks_for_less(batch[0])):
+                return self._refused(batch, str(error.message))
         except ValueError as error:  # no answer of an MLflow server's: a proxy's page, say
             return self._away(error)
+        return self._accepted(batch)
+
+    def _accepted(self, batch: list[Record]) -> bool:
         if self._gone:
             self._gone = ""
             self._say("the run is there again")
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})
+            if record.get("metrics"):
+                self._taken = Metric(**record["metrics"][-1])
         return True
+
+    def _failed(self, batch: list[Record], post: Callable[[], None], error: MlflowException) -> bool:
+        """The server fails at a batch: it is away, or the batch is at fault; False to try it again later."""
+        self._faults = self._faults + 1 if may_be_of_what_was_asked(error) and self._takes_another(batch) else 0
+        if self._faults < TRIES:
+            return self._away(error)
+        if len(batch) > 1 or batches.parts(batch[0]):
+            return self._refused(batch, str(error.message))
+        for _ in range(TRIES):
+            if self._abandoned.wait(INTERVAL_SECONDS):
+                return False
+            try:
+                post()
+            except MlflowException as again:
+                if not (may_be_of_what_was_asked(again) and self._takes_another(batch)):
+                    self._faults = 0
+                    return self._away(again)
+            else:
+                return self._accepted(batch)
+        return self._refused(batch, str(error.message))
 
     def _post_of(self, batch: list[Record]) -> Callable[[], None]:
         """What delivers a batch, under the names that the server has given."""
@@ -281,17 +313,26 @@ class Delivery:
         self._back()
         return True
 
-    def _takes_another(self) -> bool:
-        """Whether the server takes another write for the run: then it is the batch that is at fault."""
+    def _takes_another(self, batch: list[Record]) -> bool:
+        """Whether the server takes other writes of the kind for the run: then it is the batch that is at fault."""
         record = self._job.run_record()
         assert record is not None, "a batch is of a run"
         try:
+            if any(record.get("metrics") for record in batch):
+                known = self._taken or self._one_on_the_server(record.run_id)
+                if known is None:
+                    return False
+                self._store.log_metric(record.run_id, known)  # once more, which changes nothing
             # Not a value that is there already: that would be no write, and a read-only database would "take" it.
             self._store.set_tag(record.run_id, RunTag(PROBE, str(get_current_time_millis())))
             self._store.delete_tag(record.run_id, PROBE)
         except (MlflowException, ValueError):
             return False
         return True
+
+    def _one_on_the_server(self, run_id: str) -> Metric | None:
+        key = next(iter(self._store.get_run(run_id).data.metrics), None)
+        return None if key is None else self._store.get_metric_history(run_id, key)[-1]
 
     def _can_take_nothing(self) -> bool:
         """Whether the server has no such run to take anything for, or is away now; said once."""
@@ -345,9 +386,9 @@ class Delivery:
     def _set_aside(self) -> None:
         if self._aside:
             spool.set_aside(self._job.refused, [raw for raw, _ in self._aside])
-        for _, reason in self._aside:
-            if reason:
-                self._say(f"one record is set aside in {self._job.refused}: {' '.join(reason.split())[:200]}")
+        for reason, count in Counter(" ".join(reason.split())[:200] for _, reason in self._aside).items():
+            what = "one record is" if count == 1 else f"{count} records are"
+            self._say(f"{what} set aside in {self._job.refused}: {reason}")
 
     def _away(self, error: Exception) -> bool:
         if self._outage.begin():

@@ -32,9 +32,10 @@ class Outage:
     def _read(self) -> float | None:
         """When an outage began that the last launch did not see the end of, in seconds since the epoch."""
         try:
-            return float(self._file.read_text())
+            began = float(self._file.read_text())
         except (FileNotFoundError, ValueError):
             return None
+        return began if 0 < began <= time.time() else None
 
     @property
     def lasts(self) -> bool:

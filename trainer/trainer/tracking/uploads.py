@@ -126,12 +126,26 @@ class Uploads:
                 if line.record.get("replaces") and newest[_target(line.record)] is not line:
                     shutil.rmtree(self._job.outbox / line.record["copy"], ignore_errors=True)
                     continue
+                if not self._run_is_there():
+                    return False
                 deliver = self._finalize if "finalize" in line.record else self._send
                 if self._abandoned.is_set() or not deliver(line):
                     return False
                 self._reader.delivered(line.end)
             self._reader.delivered(lines[-1].end)
         return True
+
+    def _run_is_there(self) -> bool:
+        """Whether the server knows the run; where not, the delivery of values says so, and another would take files."""
+        run = self._job.run_record()
+        assert run is not None, "files are logged to a run"
+        if run.promised:
+            return True  # see _uri
+        try:
+            there = runs.by_id(self._store, run.run_id)
+        except MlflowException:
+            return False
+        return there is not None and not runs.is_deleted(there)
 
     def _send(self, line: Line) -> bool:
         assert line.record is not None
@@ -145,14 +159,6 @@ class Uploads:
         if uri.startswith(promises.REFUSED):
             self._set_aside(line, UserError("the server has refused the model that it is of"))
             return True
-        run = self._job.run_record()
-        assert run is not None, "files are logged to a run"
-        try:
-            there = runs.by_id(self._store, run.run_id)
-        except MlflowException:  # the delivery of values says so
-            return False
-        if there is None or runs.is_deleted(there):  # so does it here; another server would take the file
-            return False
         if self._outage.lasts and not self._store_takes_files(line):  # not tried with a file that may be large
             self._tries = min(self._tries + 1, TRIES)
             return False
