@@ -23,7 +23,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH
 
-from trainer.tracking import batches, calls, promises, runs, spool
+from trainer.tracking import batches, calls, promises, runs, server, spool
 from trainer.tracking.answers import in_one_line, is_final, is_missing, may_be_of_what_was_asked
 from trainer.tracking.job import Job, RunRecord
 from trainer.tracking.outage import TRACKING, Outage
@@ -39,6 +39,8 @@ MODEL_TRIES = 3
 TRIES = 5
 """How often in a row the server may fail at a batch, and take another, before the batch is taken apart; and then again
 at the value alone that it fails at."""
+SIGN_SECONDS = 10.0
+"""How long a server that was away has for a sign of life."""
 PROBE = "delivery.probe"
 """A tag that is set, and removed, to see whether it is the server or one batch that is at fault."""
 DELETED = "the run was deleted on the server, where it can be restored"
@@ -199,6 +201,9 @@ class Delivery:
 
     def _deliver_pending(self) -> bool:
         """Deliver every complete record of values; False if the server did not take them all."""
+        # Asked first where it was away: to make up a batch each second takes time that a training may want.
+        if self._outage.lasts and not server.is_there(self._server_uri, SIGN_SECONDS):
+            return False
         try:
             self.open_run()
         except MlflowException as error:
