@@ -25,7 +25,7 @@ def outlive_the_reader() -> None:
         try:
             os.fstat(descriptor)
         except OSError:  # closed: else the next file that is opened, here or in a child, would take its place
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _dropping(sys.stdout or open(1, "w", closefd=False))  # noqa: SIM115
     sys.stderr = _dropping(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from mlflow.entities import LoggedModelStatus, Metric, Run, RunStatus, RunTag
+from mlflow.entities import LoggedModelStatus, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.credentials import get_default_host_creds
@@ -37,8 +37,7 @@ UPLOADS_SECONDS = 10.0
 """How long the status waits for the last files, so that whoever sees it finds them; it does not depend on them."""
 MODEL_TRIES = 3
 TRIES = 5
-"""How often in a row the server may fail at a batch, and take another, before the batch is taken apart; and then again
-at the value alone that it fails at."""
+"""How often in a row the server may fail at a batch before it is taken apart, and then at each value."""
 SIGN_SECONDS = 10.0
 """How long a server that was away has for a sign of life."""
 PROBE = "delivery.probe"
@@ -73,8 +72,6 @@ class Delivery:
         self._gone = ""
         """Why the server cannot take anything for the run, where that is so."""
         self._faults = 0
-        self._taken: Metric | None = None
-        """The last metric that the server has taken."""
         self._to_reopen = reopened
         self._model_tries = 0
         self._stop = threading.Event()
@@ -246,7 +243,7 @@ class Delivery:
             post()
         except MlflowException as error:
             if not is_final(error):
-                return self._failed(batch, post, error)
+                return self._failed(batch, error)
             if self._can_take_nothing():
                 return False
             if not (is_missing(error) and calls.asks_for_less(batch[0])):
@@ -262,29 +259,49 @@ class Delivery:
         self._back()
         for record in batch:
             self.latest.update({metric["key"]: metric["value"] for metric in record.get("metrics", [])})
-            if record.get("metrics"):
-                self._taken = Metric(**record["metrics"][-1])
         return True
 
-    def _failed(self, batch: list[Record], post: Callable[[], None], error: MlflowException) -> bool:
-        """The server fails at a batch: it is away, or the batch is at fault; False to try it again later."""
-        self._faults = self._faults + 1 if may_be_of_what_was_asked(error) and self._takes_another(batch) else 0
+    def _failed(self, batch: list[Record], error: Exception) -> bool:
+        """The server fails at a batch: it is away, or something in it is at fault; False to try it again later."""
+        self._faults = self._faults + 1 if may_be_of_what_was_asked(error) else 0
         if self._faults < TRIES:
             return self._away(error)
-        if len(batch) > 1 or batches.parts(batch[0]):
-            return self._refused(batch, str(error.message))
-        for _ in range(TRIES):
-            if self._abandoned.wait(INTERVAL_SECONDS):
-                return False
-            try:
-                post()
-            except MlflowException as again:
-                if not (may_be_of_what_was_asked(again) and self._takes_another(batch)):
-                    self._faults = 0
-                    return self._away(again)
-            else:
-                return self._accepted(batch)
-        return self._refused(batch, str(error.message))
+        pieces = [part for record in batch for part in batches.parts(record) or [record]]
+        try:
+            failing = [piece for piece in pieces if self._fails_at(piece)]
+            metrics = [piece for piece in pieces if piece.get("metrics")]
+            if metrics and all(metric in failing for metric in metrics):
+                return self._away(error)  # it takes no metric at all; others come, by which this one can be judged
+            for _ in range(TRIES):
+                if self._abandoned.wait(INTERVAL_SECONDS):
+                    return False
+                failing = [piece for piece in failing if self._fails_at(piece)]
+        except MlflowException as other:
+            return self._away(other)
+        if failing and not self._takes_a_tag():
+            return self._away(error)
+        for piece in failing:
+            self._refuse(piece, str(error))
+        self._back()
+        return True
+
+    def _fails_at(self, piece: Record) -> bool:
+        """Whether the server fails at what it may also be at fault itself for; else the piece is seen to.
+
+        Raises:
+            MlflowException: The server is away, or has not the run.
+        """
+        try:
+            self._post_of([piece])()
+        except MlflowException as error:
+            if may_be_of_what_was_asked(error):
+                return True
+            if not is_final(error) or self._can_take_nothing():
+                raise
+            self._refuse(piece, str(error.message))
+        else:
+            self._accepted([piece])
+        return False
 
     def _post_of(self, batch: list[Record]) -> Callable[[], None]:
         """What delivers a batch, under the names that the server has given."""
@@ -312,32 +329,26 @@ class Delivery:
             return all(self._deliver([record]) for record in batch)
         if parts := batches.parts(batch[0]):
             return all(self._deliver([part]) for part in parts)
-        self._aside.append((batches.as_line(batch[0]), reason))
-        if "model" in batch[0]:
-            self._promises.keep({batch[0]["location"]: promises.refused_uri()})
+        self._refuse(batch[0], reason)
         self._back()
         return True
 
-    def _takes_another(self, batch: list[Record]) -> bool:
-        """Whether the server takes other writes of the kind for the run: then it is the batch that is at fault."""
+    def _refuse(self, record: Record, reason: str) -> None:
+        self._aside.append((batches.as_line(record), reason))
+        if "model" in record:
+            self._promises.keep({record["location"]: promises.refused_uri()})
+
+    def _takes_a_tag(self) -> bool:
+        """Whether the server, and its database, take anything for the run."""
         record = self._job.run_record()
         assert record is not None, "a batch is of a run"
         try:
-            if any(record.get("metrics") for record in batch):
-                known = self._taken or self._one_on_the_server(record.run_id)
-                if known is None:
-                    return False
-                self._store.log_metric(record.run_id, known)  # once more, which changes nothing
             # Not a value that is there already: that would be no write, and a read-only database would "take" it.
             self._store.set_tag(record.run_id, RunTag(PROBE, str(get_current_time_millis())))
             self._store.delete_tag(record.run_id, PROBE)
         except (MlflowException, ValueError):
             return False
         return True
-
-    def _one_on_the_server(self, run_id: str) -> Metric | None:
-        key = next(iter(self._store.get_run(run_id).data.metrics), None)
-        return None if key is None else self._store.get_metric_history(run_id, key)[-1]
 
     def _can_take_nothing(self) -> bool:
         """Whether the server has no such run to take anything for, or is away now; said once."""
