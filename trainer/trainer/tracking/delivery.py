@@ -271,6 +271,7 @@ class Delivery:
             failing = [piece for piece in pieces if self._fails_at(piece)]
             metrics = [piece for piece in pieces if piece.get("metrics")]
             if metrics and all(metric in failing for metric in metrics):
+                self._faults = 0
                 return self._away(error)  # it takes no metric at all; others come, by which this one can be judged
             for _ in range(TRIES):
                 if self._abandoned.wait(INTERVAL_SECONDS):
