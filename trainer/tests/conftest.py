@@ -1,12 +1,17 @@
 """A lab with a real MLflow server, for every test that wants one."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from harness import Lab, free_port
+
+# What `nohup` or `&` in a script has made the tests ignore, the processes that they start would ignore too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -227,16 +227,6 @@ def test_a_rank_that_is_told_to_end_fails_the_job(lab: Lab) -> None:
     assert lab.only_run("rank-told").info.status == "FAILED"
 
 
-def test_a_reader_that_goes_away_costs_nothing(lab: Lab) -> None:
-    """Guards: `trainer fit | head`, or a closed terminal, that ends launch and leaves the run as RUNNING."""
-    process = lab.start(*DIGITS, "--experiment", "pipe", "--trainer.max_epochs", "2")
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    process.wait(timeout=120)
-    assert lab.only_run("pipe").info.status != "RUNNING"
-
-
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_fact_F_a_killed_rank_fails_the_job(lab: Lab, rank: str) -> None:
     """Guards: a rank's death takes the truth with it, or the other rank waits for it for half an hour."""
