@@ -81,7 +81,9 @@ def _play(case: Case, servers: Servers, training: Training) -> Audit:
         found.demand(training.link.carried > PAYLOAD_BYTES, f"only {training.link.carried} bytes went over the link")
     if fault.outage is not None:
         lengths = outages(servers.uri, training.experiment, fault.outage)
-        found.demand(sum(lengths) >= OUTAGE_SECONDS / 2, f"{fault.outage} of an outage of 10 s: {lengths}")
+        found.demand(
+            sum(lengths) >= OUTAGE_SECONDS / 2, f"{fault.outage} of {OUTAGE_SECONDS:.0f} s and more: {lengths}"
+        )
     found.demand(len(training.exit_codes) <= 2, f"{len(training.exit_codes)} starts: {training.exit_codes}")
     found.demand(not training.processes(), f"processes are left: {training.processes()}")
     return found

@@ -124,8 +124,9 @@ FAULTS = (
         outage="outage_seconds",
     ),
     Fault(
-        "minio away 10 s",
-        lambda _, servers: servers.away(OUTAGE_SECONDS, "minio"),
+        # Longer than MLflow's server tries by itself, so that the job sees it.
+        "minio away 30 s",
+        lambda _, servers: servers.away(3 * OUTAGE_SECONDS, "minio"),
         (UPLOAD,),
         of_servers=True,
         outage="artifact_outage_seconds",
