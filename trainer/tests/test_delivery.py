@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ pytestmark = pytest.mark.usefixtures("own_http_settings")
 
 def points(first: int, last: int) -> list[Metric]:
     return [Metric("loss", float(step), 1_000 + step, step) for step in range(first, last)]
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Lab]:
+    """A lab with a server of the test's own, which may be stopped or broken."""
+    port = free_port()
+    lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
+    assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
+    yield lab
+    lab.run("server", "--stop")
 
 
 def test_everything_arrives_once_and_in_order(lab: Lab, tmp_path: Path) -> None:
@@ -133,51 +144,48 @@ def test_another_server_in_the_place_of_the_right_one_gets_nothing(lab: Lab, tmp
 
 
 @pytest.mark.fault
-def test_a_database_that_takes_no_writes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_takes_no_writes_is_waited_for(
+    own_server: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards: what MLflow passes on as BAD_REQUEST, such as a database in a failover, taken for a verdict (tried); a
     probe that writes nothing, or to another table. (Found so.)"""
     monkeypatch.setattr("trainer.tracking.delivery.INTERVAL_SECONDS", 0.1)
-    port = free_port()
-    lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
-    assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
-    try:
-        job = job_with_run(lab, tmp_path)
-        run_id = job.run_record().run_id
-        (database,) = (lab.folder / "mlflow").glob("*.db")
+    lab = own_server
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    (database,) = (lab.folder / "mlflow").glob("*.db")
 
-        def in_database(statement: str) -> None:
-            with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-                connection.execute(statement)
+    def in_database(statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(statement)
 
-        lab.client.set_tag(run_id, "job", job.run_name)
-        for table in ("metrics", "tags"):
-            in_database(f"create trigger no_{table} before insert on {table} begin select raise(abort, 'closed'); end")
-        spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
-        said: list[str] = []
-        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
-        assert not job.refused.exists() and "answers with an error" in said[0], said
-        in_database("drop trigger no_tags")
-        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
-        in_database("drop trigger no_metrics")
-        assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
-        assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(5))
-        in_database("create trigger no_more before insert on metrics begin select raise(abort, 'closed'); end")
-        spool.append(job.spool, record_of(run_id, points(5, 6), [], []))
-        assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
-        assert not job.refused.exists(), "it takes tags, but no metric at all"
-        in_database("drop trigger no_more")
+    lab.client.set_tag(run_id, "job", job.run_name)
+    for table in ("metrics", "tags"):
+        in_database(f"create trigger no_{table} before insert on {table} begin select raise(abort, 'closed'); end")
+    spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
+    said: list[str] = []
+    assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
+    assert not job.refused.exists() and "answers with an error" in said[0], said
+    in_database("drop trigger no_tags")
+    assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
+    in_database("drop trigger no_metrics")
+    assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=30)
+    assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(5))
+    in_database("create trigger no_more before insert on metrics begin select raise(abort, 'closed'); end")
+    spool.append(job.spool, record_of(run_id, points(5, 6), [], []))
+    assert not Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=5)
+    assert not job.refused.exists(), "it takes tags, but no metric at all"
+    in_database("drop trigger no_more")
 
-        in_database(
-            "create trigger no_seven before insert on metrics when new.step = 7 begin select raise(abort, 'no'); end"
-        )
-        spool.append(job.spool, record_of(run_id, points(6, 10), [], []))
-        assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=60)
-        steps = [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")]
-        assert steps == [0, 1, 2, 3, 4, 5, 6, 8, 9], "the one that it fails at holds up nothing"
-        assert '"step": 7' in job.refused.read_text()
-        assert "delivery.probe" not in lab.client.get_run(run_id).data.tags
-    finally:
-        lab.run("server", "--stop")
+    in_database(
+        "create trigger no_seven before insert on metrics when new.step = 7 begin select raise(abort, 'no'); end"
+    )
+    spool.append(job.spool, record_of(run_id, points(6, 10), [], []))
+    assert Delivery(job, lab.uri, said.append).close(RunStatus.FINISHED, patience=60)
+    steps = [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")]
+    assert steps == [0, 1, 2, 3, 4, 5, 6, 8, 9], "the one that it fails at holds up nothing"
+    assert '"step": 7' in job.refused.read_text()
+    assert "delivery.probe" not in lab.client.get_run(run_id).data.tags
 
 
 def test_the_end_is_the_jobs_and_no_model_is_left_pending(lab: Lab, tmp_path: Path) -> None:
@@ -197,35 +205,33 @@ def test_the_end_is_the_jobs_and_no_model_is_left_pending(lab: Lab, tmp_path: Pa
 
 
 @pytest.mark.fault
-def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
+def test_an_outage_delays_and_loses_nothing(own_server: Lab, tmp_path: Path) -> None:
     """Guards: delivery that stops for good, drops a batch, a file or the order when the server is away for a while."""
-    port = free_port()
-    lab = Lab(tmp_path, f"http://127.0.0.1:{port}")
-    assert lab.run("server", "--detach", "--port", str(port)).returncode == 0
-    try:
-        job = job_with_run(lab, tmp_path)
-        run_id = job.run_record().run_id
-        said: list[str] = []
-        delivery = Delivery(job, lab.uri, said.append)
-        delivery.start()
-        spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
-        until(lambda: "loss" in delivery.latest)
-        lab.run("server", "--stop")
-        spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
-        for text in ("first", "second"):
-            (tmp_path / "note.txt").write_text(text)
-            outbox.put(job, run_id, tmp_path / "note.txt", "notes/note.txt")
-        until(lambda: any("does not answer" in line for line in said))
-        subprocess.run(
-            [TRAINER, "server", "--detach", "--port", str(port)], cwd=PROJECT, env=lab.environment, check=True
-        )
-        assert delivery.close(RunStatus.FINISHED, patience=60)
-        assert any("is back" in line for line in said) and len(said) == 2
-        assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(10))
-        note = lab.client.download_artifacts(run_id, "notes/note.txt", str(tmp_path))
-        assert Path(note).read_text() == "second"
-    finally:
-        lab.run("server", "--stop")
+    lab = own_server
+    job = job_with_run(lab, tmp_path)
+    run_id = job.run_record().run_id
+    said: list[str] = []
+    delivery = Delivery(job, lab.uri, said.append)
+    delivery.start()
+    spool.append(job.spool, record_of(run_id, points(0, 5), [], []))
+    until(lambda: "loss" in delivery.latest)
+    lab.run("server", "--stop")
+    spool.append(job.spool, record_of(run_id, points(5, 10), [], []))
+    for text in ("first", "second"):
+        (tmp_path / "note.txt").write_text(text)
+        outbox.put(job, run_id, tmp_path / "note.txt", "notes/note.txt")
+    until(lambda: any("does not answer" in line for line in said))
+    subprocess.run(
+        [TRAINER, "server", "--detach", "--port", lab.uri.rpartition(":")[2]],
+        cwd=PROJECT,
+        env=lab.environment,
+        check=True,
+    )
+    assert delivery.close(RunStatus.FINISHED, patience=60)
+    assert any("is back" in line for line in said) and len(said) == 2
+    assert [step for step, _ in lab.points(lab.client.get_run(run_id), "loss")] == list(range(10))
+    note = lab.client.download_artifacts(run_id, "notes/note.txt", str(tmp_path))
+    assert Path(note).read_text() == "second"
 
 
 def test_a_server_that_stays_away_is_said_and_the_spool_kept(tmp_path: Path) -> None:
